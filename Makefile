@@ -1,0 +1,41 @@
+# `make help` lists the targets. Everything is installed into .venv, nothing outside the clone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help repro test lint ui clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+repro: $(VENV)/.installed  ## install what is needed, then prepare, train, evaluate and plot
+	dvc repro
+	@printf '\nDone. Numbers: metrics/evaluate.json   Pictures: metrics/plots/   Compare runs: make ui\n'
+
+test: $(VENV)/.installed-dev  ## install what is needed, then run all tests
+	pytest
+
+lint: $(VENV)/.installed-dev  ## check style and formatting of the code
+	ruff check .
+
+ui: $(VENV)/.installed  ## open the MLflow UI on http://127.0.0.1:5000 (another port: make ui PORT=5001)
+	python -m detector.tracking $(or $(PORT),5000)
+
+clean:  ## delete what the pipeline wrote, but not the MLflow runs, DVC's cache and the weights
+	rm -rf data/prepared models/model.keras models/run_id models/checkpoints metrics
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than Python 3.11; run: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.txt | $(VENV)/bin/python
+	@echo "Installing requirements into $(VENV), a few minutes the first time ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@

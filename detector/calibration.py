@@ -1,0 +1,148 @@
+"""From scores to decisions: temperature, threshold and the band in which the detector does not commit itself.
+
+All are chosen on validation images only. `labels` is an int array (n,), 0 = real and 1 = fake; `p_fake` a
+float array (n,), P(fake) in 0..1; an image is called fake when its score is at least the threshold.
+Mismatched lengths, no images, and values outside their range raise `UserError`.
+"""
+
+import numpy as np
+from scipy.special import expit, logit
+
+from detector.errors import UserError
+from detector.scoring import EPSILON, checked
+
+TEMPERATURES = (0.05, 20.0)
+NEVER = float(np.nextafter(1, 2))  # a threshold that no score reaches
+
+
+def fit_temperature(labels: np.ndarray, p_fake: np.ndarray) -> float:
+    """The T in 0.05..20 for which sigmoid(logit P / T) fits best (Guo et al., ICML 2017, section 4.2).
+
+    Minimises the summed negative log-likelihood over b = 1 / T, plus (b - 1)^2 / 2: a prior worth a few
+    images, lost among hundreds of them, that keeps T near 1 where the scores cannot tell (few images, or
+    separable ones, for which the likelihood alone would have T fall to its bound). The sum is convex in b, so
+    its minimum is the only one. Images of one class say nothing of the other: T = 1.
+    """
+    from scipy.optimize import minimize_scalar
+
+    labels, p_fake = checked(labels, p_fake)
+    if labels.min() == labels.max():
+        return 1.0
+    margin = np.where(labels == 1, 1, -1) * _logit(p_fake)  # positive on the right side of 0.5
+
+    def cost(b: float) -> float:
+        return np.logaddexp(0, -b * margin).sum() + (b - 1) ** 2 / 2
+
+    low, high = TEMPERATURES
+    best = minimize_scalar(cost, bounds=(1 / high, 1 / low), method="bounded", options={"xatol": 1e-9})
+    return float(np.clip(1 / best.x, low, high))
+
+
+def apply_temperature(p_fake: np.ndarray, temperature: float) -> np.ndarray:
+    """sigmoid(logit P / T), float64, in the shape of `p_fake`; P is clipped at 1e-7 first. P = 0.5 stays."""
+    if not temperature > 0:
+        raise UserError(f"the temperature must be above 0, not {temperature}; calibrate the model again")
+    return expit(_logit(np.asarray(p_fake, dtype=np.float64)) / temperature)
+
+
+def choose_threshold(
+    labels: np.ndarray, p_fake: np.ndarray, max_false_accusation_rate: float | None = None
+) -> float:
+    """The threshold with the best balanced accuracy, among those that accuse few enough real images.
+
+    `max_false_accusation_rate` in 0..1 bounds the share of real images called fake. The smallest threshold
+    within it would spend the whole allowance even where that finds no more fakes; this one spends what pays.
+    Candidates are 0.5 and the middles between neighbouring scores, below the lowest and above the highest; of
+    equal ones the nearest to 0.5 wins, then the higher, so that 0.5 is kept unless something beats it.
+    """
+    labels, p_fake = checked(labels, p_fake)
+    limit = 1.0 if max_false_accusation_rate is None else max_false_accusation_rate
+    if not 0 <= limit <= 1:
+        raise UserError(f"max_false_accusation_rate must be in 0..1, not {limit}")
+    cuts = np.append(_cuts(p_fake), 0.5)
+    real, fake = p_fake[labels == 0], p_fake[labels == 1]
+    accused, found = _at_least(real, cuts), _at_least(fake, cuts)
+    allowed = accused <= limit * len(real) + 1e-9
+    cuts, accused, found = cuts[allowed], accused[allowed], found[allowed]
+    gain = found * len(real) - accused * len(fake)  # whole numbers, so that equal means equal
+    return float(cuts[np.lexsort((-cuts, np.abs(cuts - 0.5), -gain))[0]])
+
+
+def choose_unsure_band(
+    labels: np.ndarray, p_fake: np.ndarray, threshold: float, target_error: float
+) -> tuple[float, float]:
+    """(low, high), low <= threshold <= high: the narrowest band outside which calls can be relied on.
+
+    An image is unsure when low <= P < high; below it is called real, from high on fake. Each side is held to
+    `target_error` (0..1) by itself: at most that share of the images called fake are real, and of those
+    called real fake. So the error over both is within it too, and a side that is easy cannot pay for one that
+    is not. A side on which no end reaches the target is never called: low = 0, or high just above 1. The
+    target is met on these images; where they are only hundreds, new ones come out somewhat above it.
+    """
+    labels, p_fake = checked(labels, p_fake)
+    if not 0 <= target_error <= 1:
+        raise UserError(f"target_error must be in 0..1, not {target_error}")
+    cuts = np.append(_cuts(p_fake), threshold)
+    real, fake = p_fake[labels == 0], p_fake[labels == 1]
+    accused, found = _at_least(real, cuts), _at_least(fake, cuts)
+    cleared, missed = len(real) - accused, len(fake) - found
+
+    def reached(wrong: np.ndarray, right: np.ndarray) -> np.ndarray:
+        return (wrong + right > 0) & (wrong <= target_error * (wrong + right) + 1e-9)
+
+    lows = cuts[reached(missed, cleared) & (cuts <= threshold)]
+    highs = cuts[reached(accused, found) & (cuts >= threshold)]
+    return float(lows.max(initial=0)), float(highs.min(initial=NEVER))
+
+
+def selective(
+    labels: np.ndarray, p_fake: np.ndarray, threshold: float, band: tuple[float, float]
+) -> dict[str, float | int | None]:
+    """What the unsure band costs and buys; shares in 0..1, None where there is no such image.
+
+    coverage            share of the images that are called (outside the band)
+    n_called, n_unsure  how many are, how many are not
+    error_outside       share of the called images called wrongly
+    error_called_fake   share of those called fake that are real
+    error_called_real   share of those called real that are fake
+    error_inside        share of the unsure images that the threshold alone would have called wrongly
+    """
+    labels, p_fake = checked(labels, p_fake)
+    low, high = band
+    if not low <= threshold <= high:
+        raise UserError(f"the unsure band {low}..{high} must hold the threshold {threshold}")
+    unsure = (low <= p_fake) & (p_fake < high)
+    called_fake = p_fake >= threshold
+    wrong = called_fake != labels
+
+    def error(images: np.ndarray) -> float | None:
+        return float(wrong[images].mean()) if images.any() else None
+
+    return {
+        "coverage": float((~unsure).mean()),
+        "n_called": int((~unsure).sum()),
+        "n_unsure": int(unsure.sum()),
+        "error_outside": error(~unsure),
+        "error_called_fake": error(~unsure & called_fake),
+        "error_called_real": error(~unsure & ~called_fake),
+        "error_inside": error(unsure),
+    }
+
+
+def _logit(p_fake: np.ndarray) -> np.ndarray:
+    return logit(np.clip(p_fake, EPSILON, 1 - EPSILON))
+
+
+def _cuts(p_fake: np.ndarray) -> np.ndarray:
+    """(m + 1,) rising: the middles of the gaps below, between and above the m distinct scores."""
+    scores = np.unique(p_fake)
+    below, above = np.append(0, scores), np.append(scores, 1)
+    cuts = (below + above) / 2
+    # The middle of two neighbouring floats is one of them, and above a score of 1 there is no middle.
+    cuts[1:] = np.maximum(cuts[1:], np.nextafter(scores, 2))
+    return cuts
+
+
+def _at_least(scores: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+    """How many of the scores are at least each cut."""
+    return len(scores) - np.searchsorted(np.sort(scores), cuts)

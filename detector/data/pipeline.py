@@ -1,0 +1,85 @@
+"""The input pipeline: prepared images to batches, read, decoded and augmented by a few threads ahead of the model.
+
+Pillow and OpenCV let go of Python's lock while they work, so threads are enough, and nothing here depends on the
+Keras backend. Every image's augmentation is drawn from (seed, epoch, image) alone: neither the number of threads nor
+a resumed run changes a pixel.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+import cv2
+import numpy as np
+
+from detector.data.decode import resize
+from detector.data.shards import ShardReader
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+Augmentation = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+cv2.setNumThreads(1)  # the parallelism is across images; threads inside one 256-pixel image only get in its way
+
+
+def map_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`map` in the items' order, computed by threads a few items ahead; memory is bounded by that few."""
+    threads = os.cpu_count() or 1
+    items = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = deque(pool.submit(function, item) for item in islice(items, threads + 2))
+        try:
+            while waiting:
+                result = waiting.popleft().result()
+                waiting.extend(pool.submit(function, item) for item in islice(items, 1))
+                yield result
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def training_batches(
+    reader: ShardReader,
+    labels: np.ndarray,
+    size: int,
+    batch_size: int,
+    augmentation: Augmentation,
+    seed: int,
+    epoch: int,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """One epoch of shuffled, augmented batches, all of one shape (what is left over waits for another epoch).
+
+    Args:
+        reader: the training images.
+        labels: int (n,), 1 = fake.
+        size: side of the model's input in pixels.
+        batch_size: images a batch, at most n.
+        augmentation: (uint8 (size, size, 3), generator) -> uint8 (size, size, 3).
+        seed, epoch: what order and augmentation are drawn from.
+
+    Yields:
+        images uint8 (batch_size, size, size, 3) RGB, labels float32 (batch_size, 1).
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(len(reader))
+
+    def load(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        images = np.empty((batch_size, size, size, 3), np.uint8)
+        for slot, index in enumerate(indices):
+            rng = np.random.default_rng([seed, epoch, index])
+            images[slot] = augmentation(resize(reader.image(index), size), rng)
+        return images, labels[indices].astype(np.float32)[:, None]
+
+    full = len(order) // batch_size * batch_size
+    return map_ahead(load, order[:full].reshape(-1, batch_size))
+
+
+def stored_batches(reader: ShardReader, size: int, batch_size: int) -> Iterator[np.ndarray]:
+    """All images of `reader`, in order and unaltered, as uint8 (batch, size, size, 3), batch <= `batch_size`."""
+
+    def load(start: int) -> np.ndarray:
+        stop = min(start + batch_size, len(reader))
+        return np.stack([resize(reader.image(index), size) for index in range(start, stop)])
+
+    return map_ahead(load, range(0, len(reader), batch_size))

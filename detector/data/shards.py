@@ -1,0 +1,147 @@
+"""Prepared data: TFRecord shards with the images' original bytes, and a manifest that says where each one lies.
+
+The shards are ordinary TFRecord files of tf.train.Example (features `image`, `label`, `path`), so that any TensorFlow
+program reads them. The manifest also gives the place of the image bytes inside the file, so that this project reads
+any image at random without TensorFlow, on any Keras backend, and memory does not grow with the data.
+"""
+
+import csv
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from detector.data.decode import decode
+from detector.errors import UserError
+from detector.quiet import quiet_native_stderr
+
+SHARD_BYTES = 128 * 2**20  # large enough that DVC tracks few files, small enough to move
+COLUMNS = ("path", "split", "class", "label", "group", "width", "height", "bytes", "sha256", "shard", "offset")
+_RECORD_HEADER, _RECORD_FOOTER = 12, 4  # length and its checksum before the record, the record's checksum after it
+
+
+class ShardWriter:
+    """Writes `<split>-<number>.tfrecord` files into `folder`, one open shard a split."""
+
+    def __init__(self, folder: Path):
+        with quiet_native_stderr():
+            import tensorflow as tf  # heavy, and needed for writing alone
+
+        self._tf, self._folder = tf, folder
+        self._open: dict[str, tuple[object, str, int]] = {}
+        self._numbers: dict[str, int] = {}
+
+    def write(self, split: str, path: str, label: int, image: bytes) -> tuple[str, int]:
+        """Append one image file; returns the shard's name and the byte offset of `image` in it."""
+        features = self._tf.train.Features(
+            feature={
+                "image": self._tf.train.Feature(bytes_list=self._tf.train.BytesList(value=[image])),
+                "label": self._tf.train.Feature(int64_list=self._tf.train.Int64List(value=[label])),
+                "path": self._tf.train.Feature(
+                    bytes_list=self._tf.train.BytesList(value=[path.encode("utf-8", "surrogateescape")])
+                ),
+            }
+        )
+        record = self._tf.train.Example(features=features).SerializeToString(deterministic=True)
+        if split in self._open and self._open[split][2] > SHARD_BYTES:
+            self._open.pop(split)[0].close()
+        if split not in self._open:
+            number = self._numbers[split] = self._numbers.get(split, -1) + 1
+            name = f"{split}-{number:05d}.tfrecord"
+            self._open[split] = (self._tf.io.TFRecordWriter(str(self._folder / name)), name, 0)
+        writer, name, start = self._open[split]
+        writer.write(record)
+        self._open[split] = (writer, name, start + _RECORD_HEADER + len(record) + _RECORD_FOOTER)
+        return name, start + _RECORD_HEADER + record.index(image)
+
+    def close(self) -> None:
+        for writer, _, _ in self._open.values():
+            writer.close()
+        self._open.clear()
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def write_manifest(rows: Iterable[Mapping[str, object]], attributes: Iterable[str], path: Path) -> None:
+    """Write manifest.csv: `COLUMNS`, then the data set's own `attributes` (method, source, ...)."""
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.DictWriter(file, [*COLUMNS, *attributes], restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_manifest(folder: Path | str) -> pd.DataFrame:
+    """The rows of `folder`/manifest.csv, one an image: the columns of `COLUMNS` and the attributes, as texts.
+
+    Raises:
+        UserError: there is no manifest.
+    """
+    path = Path(folder) / "manifest.csv"
+    if not path.exists():
+        raise UserError(f"{path}: not found; run `dvc repro prepare` first")
+    numbers = {name: np.int64 for name in ("label", "width", "height", "bytes", "offset")}
+    return pd.read_csv(
+        path, dtype={**dict.fromkeys(pd.read_csv(path, nrows=0).columns, str), **numbers},
+        keep_default_na=False, encoding_errors="surrogateescape",
+    )  # fmt: skip
+
+
+def test_sets(manifest: pd.DataFrame) -> list[str]:
+    """The names of the test splits: `test` first, then the further ones (`test_perturbed`, ...) by name."""
+    return sorted(name for name in manifest["split"].unique() if name == "test" or name.startswith("test_"))
+
+
+def dataset_digest(manifest: pd.DataFrame) -> str:
+    """SHA-256 over every image's path, split, class, group and content: the data set's identity."""
+    digest = hashlib.sha256()
+    for row in manifest[["path", "split", "class", "group", "sha256"]].itertuples(index=False):
+        digest.update("\0".join(row).encode("utf-8", "surrogateescape") + b"\n")
+    return digest.hexdigest()
+
+
+class ShardReader:
+    """Random access to the images of `manifest` (rows of `read_manifest`) in `folder`; safe to use from many threads."""
+
+    def __init__(self, folder: Path | str, manifest: pd.DataFrame):
+        self._folder = Path(folder)
+        self._files: dict[str, int] = {}
+        for name in manifest["shard"].unique():
+            try:
+                self._files[name] = os.open(self._folder / name, os.O_RDONLY)
+            except OSError as error:
+                self.close()
+                raise UserError(f"{self._folder / name}: {error.strerror}; run `dvc repro -f prepare`") from None
+        self._places = list(zip(manifest["shard"], manifest["offset"], manifest["bytes"], strict=True))
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def read(self, index: int) -> bytes:
+        """The original bytes of image `index`."""
+        shard, offset, length = self._places[index]
+        return os.pread(self._files[shard], int(length), int(offset))
+
+    def image(self, index: int) -> np.ndarray:
+        """The decoded image `index`: uint8 (height, width, 3), RGB."""
+        return decode(self.read(index))
+
+    def images(self) -> Iterator[np.ndarray]:
+        """All of them, decoded, in the manifest's order."""
+        return (self.image(index) for index in range(len(self)))
+
+    def close(self) -> None:
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def __enter__(self) -> "ShardReader":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()

@@ -1,0 +1,20 @@
+"""Errors a user can cause and mend."""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """One line that names the parameter or file at fault and says what to do."""
+
+
+def exit_on_user_error(main: Callable[[], None]) -> None:
+    """Run `main`; a `UserError` becomes its one line on standard error and exit code 2, Ctrl-C exit code 130."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

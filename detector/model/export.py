@@ -1,0 +1,81 @@
+"""The model file: a Keras archive that also holds what a score means, with the same bytes for the same model."""
+
+import json
+import os
+import re
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from detector.errors import UserError
+
+if TYPE_CHECKING:
+    import keras
+
+CARD = "detector.json"  # Keras ignores members that it does not know
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can state
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a program needs to know to use the model.
+
+    Attributes:
+        classes: class names in the order of the labels; the first is the real one, so P(fake) = 1 - P(classes[0]).
+        image_size: side of the input in pixels.
+        backbone: key of `detector.model.network.BACKBONES`.
+        weights: what training started from (imagenet, random, file).
+        data_digest: SHA-256 of the training data (`detector.data.shards.dataset_digest`).
+    """
+
+    classes: list[str]
+    image_size: int
+    backbone: str
+    weights: str
+    data_digest: str
+
+
+def save_model(model: "keras.Model", card: ModelCard, path: Path) -> None:
+    """Write `path` (.keras), atomically, without dates and memory addresses: equal models have equal SHA-256."""
+    raw, part = path.with_name("raw-" + path.name), path.with_name("part-" + path.name)
+    try:
+        model.save(raw)
+        with zipfile.ZipFile(raw) as source, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as target:
+            members = {name: source.read(name) for name in source.namelist()}
+            members["config.json"] = _renumber_shared_objects(members["config.json"])
+            metadata = json.loads(members["metadata.json"])
+            metadata.pop("date_saved", None)
+            members["metadata.json"] = json.dumps(metadata, sort_keys=True).encode()
+            members[CARD] = json.dumps(asdict(card), indent=2, sort_keys=True).encode()
+            for name in sorted(members):
+                target.writestr(zipfile.ZipInfo(name, _EPOCH), members[name])
+        os.replace(part, path)
+    finally:
+        raw.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
+
+
+def read_card(path: Path | str) -> ModelCard:
+    """The card inside a model file.
+
+    Raises:
+        UserError: there is no such file, or it is not a model of this project.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return ModelCard(**json.loads(archive.read(CARD)))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; train a model first with `dvc repro train`") from None
+    except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError):
+        raise UserError(f"{path}: not a model of this project; name a file that `dvc repro train` wrote") from None
+
+
+def _renumber_shared_objects(config: bytes) -> bytes:
+    """Keras marks shared objects by memory address; number them by first appearance instead."""
+    numbers: dict[bytes, int] = {}
+
+    def number(match: re.Match[bytes]) -> bytes:
+        return match[1] + str(numbers.setdefault(match[2], len(numbers))).encode()
+
+    return re.sub(rb'("shared_object_id": )(\d+)', number, config)

@@ -1,0 +1,96 @@
+"""The network: a backbone that does its own scaling, and the head of the published recipe.
+
+Input: RGB pixels 0..255, (batch, size, size, 3). Output: P(fake) in 0..1, (batch, 1).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from detector.errors import UserError
+from detector.model.backend import keras
+from detector.model.weights import InitialWeights
+from detector.params import ModelParams
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A feature extractor of `keras.applications` and the scaling (scale, offset) of pixels 0..255 that it expects."""
+
+    build: Callable[..., "keras.Model"]
+    scale: float
+    offset: float
+
+
+BACKBONES = {
+    "xception": Backbone(keras.applications.Xception, scale=1 / 127.5, offset=-1.0),  # Chollet, 2017: -1..1
+}
+
+
+def build_network(params: ModelParams, initial: InitialWeights, precision: str) -> "keras.Model":
+    """The untrained network.
+
+    Args:
+        params: the model section of params.yaml.
+        initial: the backbone's weights.
+        precision: float32 or bfloat16 (weights stay float32; arithmetic is bfloat16, but for scaling and output).
+
+    Raises:
+        UserError: the weights file is not one of this backbone.
+    """
+    backbone = BACKBONES[params.backbone]
+    keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else "float32")
+    try:
+        image = keras.Input((params.image_size, params.image_size, 3), name="image")
+        scaled = keras.layers.Rescaling(backbone.scale, backbone.offset, dtype="float32", name="scaling")(image)
+        # The backbone's layers become the model's own (no nested model): Grad-CAM needs the whole graph.
+        features = backbone.build(weights=None, include_top=False, input_tensor=scaled)
+        if initial.path is not None:
+            _load(features, initial)
+        x = keras.layers.GlobalAveragePooling2D(name="pool")(features.output)
+        x = keras.layers.Dense(params.dense_units, activation="relu", name="head_dense")(x)
+        x = keras.layers.BatchNormalization(name="head_norm")(x)
+        x = keras.layers.Dropout(params.dropout, name="head_dropout")(x)
+        p_fake = keras.layers.Dense(1, activation="sigmoid", dtype="float32", name="p_fake")(x)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    model = keras.Model(image, p_fake, name=params.backbone)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = params.batch_norm_momentum
+    return model
+
+
+def in_float32(model: "keras.Model") -> "keras.Model":
+    """The same network and weights computing in float32: what is stored, so that scores do not hang on a processor."""
+
+    def convert(layer: "keras.layers.Layer") -> "keras.layers.Layer":
+        return layer.__class__.from_config({**layer.get_config(), "dtype": "float32"})
+
+    twin = keras.models.clone_model(model, clone_function=convert)
+    twin.set_weights(model.get_weights())
+    return twin
+
+
+def resolve_precision(precision: str) -> str:
+    """float32 or bfloat16; auto is bfloat16 on a GPU and on a CPU with bfloat16 instructions."""
+    if precision != "auto":
+        return precision
+    if any(device.split(":")[0].lower() in ("gpu", "cuda", "tpu") for device in keras.distribution.list_devices()):
+        return "bfloat16"
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as file:
+            flags = next((line for line in file if line.startswith("flags")), "")
+    except OSError:  # not Linux
+        flags = ""
+    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+
+
+def _load(features: "keras.Model", initial: InitialWeights) -> None:
+    try:
+        features.load_weights(initial.path)
+    except (ValueError, OSError, KeyError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise UserError(
+            f"model.weights: {initial.path} does not hold weights of {features.name} without its top ({reason}); "
+            "name a .weights.h5 or .h5 file of this backbone"
+        ) from None

@@ -1,0 +1,205 @@
+"""params.yaml, typed and strict: what is not allowed is refused before any work starts."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from detector.errors import UserError
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of params.yaml: unknown keys and wrong types are errors, nothing is converted silently."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class SampleParams(Section):
+    """Images per split and the side, in pixels, of the drawn sample."""
+
+    train: Annotated[int, Field(ge=4, le=1_000_000)]
+    validation: Annotated[int, Field(ge=4, le=1_000_000)]
+    test: Annotated[int, Field(ge=4, le=1_000_000)]
+    size: Annotated[int, Field(ge=64, le=1024)]
+
+
+class DataParams(Section):
+    """Where the images come from and how they are split."""
+
+    source: Literal["sample", "folder", "kaggle"]
+    path: str | None
+    manifest: str | None
+    kaggle: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    real_class: Annotated[str, Field(min_length=1)]
+    validation_fraction: Fraction
+    test_fraction: Fraction
+    max_side: Annotated[int, Field(ge=71, le=16384)]
+    sample: SampleParams
+
+    @model_validator(mode="after")
+    def _folder_needs_path(self) -> "DataParams":
+        if self.source == "folder" and not self.path:
+            raise ValueError("data.path: must name a folder or an archive when data.source is folder")
+        return self
+
+
+class ModelParams(Section):
+    """The network."""
+
+    backbone: Literal["xception"]
+    weights: Annotated[str, Field(min_length=1)]
+    image_size: Annotated[int, Field(ge=71, le=1024)]
+    dense_units: Annotated[int, Field(ge=1, le=8192)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    batch_norm_momentum: Fraction
+
+
+class AugmentParams(Section):
+    """Geometric augmentation; see `detector.augment.geometry`."""
+
+    rotation: Annotated[float, Field(ge=0, le=180)]
+    width_shift: Annotated[float, Field(ge=0, lt=1)]
+    height_shift: Annotated[float, Field(ge=0, lt=1)]
+    shear: Annotated[float, Field(ge=0, le=60)]
+    zoom: Annotated[float, Field(ge=0, lt=1)]
+    horizontal_flip: bool
+    brightness: Annotated[list[Annotated[float, Field(gt=0, le=4)]], Field(min_length=2, max_length=2)]
+
+    @model_validator(mode="after")
+    def _brightness_in_order(self) -> "AugmentParams":
+        if self.brightness[0] > self.brightness[1]:
+            raise ValueError("augment.brightness: must be [from, to] with from no larger than to")
+        return self
+
+
+class TrainParams(Section):
+    """Optimisation."""
+
+    epochs: Annotated[int, Field(ge=1, le=10_000)]
+    batch_size: Annotated[int, Field(ge=2, le=4096)]
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    early_stopping_patience: Annotated[int, Field(ge=1)]
+    reduce_lr_factor: Fraction
+    reduce_lr_patience: Annotated[int, Field(ge=1)]
+    precision: Literal["auto", "float32", "bfloat16"]
+
+
+class EvaluateParams(Section):
+    """Scoring of the test sets."""
+
+    threshold: Fraction
+
+
+class PlotParams(Section):
+    """Pictures."""
+
+    grid_images: Annotated[int, Field(ge=1, le=100)]
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    data: DataParams
+    model: ModelParams
+    augment: AugmentParams
+    train: TrainParams
+    evaluate: EvaluateParams
+    plot: PlotParams
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats (1e-4 is a number) and no silent last-one-wins for a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise UserError(f"params.yaml: {key}: stands twice in one section; keep one")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def load_params(path: Path | str = "params.yaml") -> Params:
+    """Read and check `path`.
+
+    Raises:
+        UserError: the file is missing or not YAML, or a key is missing, unknown, of a wrong type or out of range.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; run from the project's root, where dvc.yaml is") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{path}: " + "; ".join(_explain(e) for e in error.errors())) from None
+
+
+def flatten(params: BaseModel) -> dict[str, Any]:
+    """Dotted keys and plain values, as MLflow wants them: {"train.epochs": 8, ...}."""
+
+    def walk(prefix: str, value: Any):
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from walk(f"{prefix}.{key}" if prefix else key, inner)
+        else:
+            yield prefix, value
+
+    return dict(walk("", params.model_dump()))
+
+
+def _explain(error: dict) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown key; remove it or mend its spelling"
+    if error["type"] == "missing":
+        return f"{key}: missing; add it"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    return f"{key}: must be {_allowed(error['loc'])}, got {error['input']!r}"
+
+
+def _allowed(location: tuple[str | int, ...]) -> str:
+    """What the key at `location` takes, in words, read off the schema so that it cannot drift from the check."""
+    schema = Params.model_json_schema()
+    node: dict = schema
+    for part in location:
+        node = node["items"] if isinstance(part, int) else node.get("properties", {}).get(part, {})
+        if "$ref" in node:
+            node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
+    return _in_words(node)
+
+
+def _in_words(node: dict) -> str:
+    if "anyOf" in node:
+        return " or ".join(_in_words(option) for option in node["anyOf"])
+    if "enum" in node:
+        return "one of " + ", ".join(map(str, node["enum"]))
+    if "const" in node:
+        return str(node["const"])
+    bounds = {"exclusiveMinimum": "above", "minimum": "at least", "exclusiveMaximum": "below", "maximum": "at most"}
+    kind = {
+        "integer": "a whole number",
+        "number": "a number",
+        "boolean": "true or false",
+        "string": "a text",
+        "null": "null",
+        "array": f"a list of {node.get('minItems')}",
+        "object": "a section of keys",
+    }[node["type"]]
+    limits = [f"{words} {node[bound]}" for bound, words in bounds.items() if bound in node]
+    return " ".join([kind, " and ".join(limits)]).strip() + (" like owner/name" if "pattern" in node else "")

@@ -1,0 +1,41 @@
+"""Where things are: the files that the stages hand on, and the one place that turns a name into a path."""
+
+import os
+from pathlib import Path
+
+from detector.errors import UserError
+
+# Relative to the working folder: DVC runs a stage in the project's root, or in an experiment's copy of it.
+PREPARED = Path("data/prepared")  # shards, manifest.csv, set_aside.csv
+MODEL = Path("models/model.keras")
+TRAINING_RUN = Path("models/run_id")  # the MLflow run that trained the model
+EVALUATION_RUN = Path("metrics/run_id")  # the MLflow run that the evaluation belongs to
+DATA_SUMMARY = Path("metrics/data.json")
+TRAIN_SUMMARY = Path("metrics/train.json")
+HISTORY = Path("metrics/history.csv")
+EVALUATION = Path("metrics/evaluate.json")
+PREDICTIONS = Path("metrics/predictions.csv")
+ROC = Path("metrics/roc.csv")
+PLOTS = Path("metrics/plots")
+
+
+def project_root() -> Path:
+    """The clone's root, also from inside the temporary folder in which DVC runs a queued experiment.
+
+    There `__file__` and the working folder point into the copy, and `DVC_ROOT` at the clone that queued it.
+    """
+    if root := os.environ.get("DVC_ROOT"):
+        return Path(root).resolve()
+    return Path(__file__).resolve().parent.parent
+
+
+def existing_path(key: str, value: str) -> Path:
+    """The file or folder that the parameter `key` names; a relative one is taken from the project's root.
+
+    Raises:
+        UserError: it is not there.
+    """
+    path = (project_root() / Path(value).expanduser()).resolve()
+    if not path.exists():
+        raise UserError(f"{key}: {value} is not there (looked for {path}); name a path that exists")
+    return path

@@ -1,0 +1,26 @@
+"""The small files under metrics/ in which a stage says what it found."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from detector.errors import UserError
+
+
+def write_json(path: Path, content: Mapping) -> None:
+    """Write `content` for people and for DVC: indented, in order, with a final newline; NaN is refused."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict:
+    """What `write_json` wrote; UserError if the stage that writes it has not run."""
+    return json.loads(read_text(path))
+
+
+def read_text(path: Path) -> str:
+    """A result file's text without surrounding white space; UserError if the stage that writes it has not run."""
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; run `dvc repro` first") from None

@@ -1,0 +1,223 @@
+"""The one place that talks to MLflow.
+
+One run a trained model: `train` opens it, `evaluate` and `plot` add to it. A re-evaluation of the same model under
+other parameters becomes a child run.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import mlflow
+import pandas as pd
+from filelock import FileLock
+from mlflow.entities import Metric, RunStatus
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, Schema
+
+from detector.paths import project_root
+
+EXPERIMENT = "deepfake-detector"
+MODEL = "model"
+_EVALUATED = "evaluation_params"
+
+for _name in ("mlflow", "alembic"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
+
+
+def tracking_uri() -> str:
+    """`MLFLOW_TRACKING_URI`, else the SQLite store of the clone, also from within a DVC experiment's copy."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root() / 'mlruns' / 'mlflow.db'}"
+
+
+def connect() -> tuple[mlflow.MlflowClient, str]:
+    """The client and the experiment's id; store and experiment are made at the first call.
+
+    Processes that make a SQLite schema at the same time break it, so the first touch is made under a lock.
+    """
+    uri = tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    store = project_root() / "mlruns"
+    store.mkdir(exist_ok=True)
+    with FileLock(store / ".lock"):
+        client = mlflow.MlflowClient(uri)
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is not None:
+            return client, experiment.experiment_id
+        local = uri.startswith("sqlite:")
+        return client, client.create_experiment(
+            EXPERIMENT, artifact_location=str(store / "artifacts") if local else None
+        )
+
+
+@contextmanager
+def training_run(params: Mapping[str, object], tags: Mapping[str, str], resume: str | None) -> Iterator[str]:
+    """Open the run of a training, or go on with the killed one `resume`; yields its id.
+
+    The run ends as FINISHED or, if the block raises, FAILED.
+    """
+    client, experiment = connect()
+    run_id = resume if resume and _exists(client, resume) else None
+    if run_id is None:
+        run = client.create_run(experiment, run_name=_run_name(), tags={**tags, **_origin()})
+        run_id = run.info.run_id
+        _log_params(client, run_id, params)
+    else:
+        client.update_run(run_id, status=RunStatus.to_string(RunStatus.RUNNING))
+    try:
+        yield run_id
+    except BaseException:
+        client.set_terminated(run_id, RunStatus.to_string(RunStatus.FAILED))
+        raise
+    client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
+
+
+def evaluation_run(trained_by: str, params: Mapping[str, object], tags: Mapping[str, str]) -> str:
+    """The id of the run that an evaluation under `params` belongs to.
+
+    The training's own run if that has no evaluation yet or one under the same parameters; else a child of it. Where the
+    store no longer knows the training's run (the model came from DVC's cache), a new run stands in for it.
+    """
+    client, experiment = connect()
+    mark = repr(sorted(params.items()))
+    if not _exists(client, trained_by):
+        run = client.create_run(
+            experiment,
+            run_name=_run_name(),
+            tags={**tags, **_origin(), "restored": "model from DVC's cache; its training is not in this store"},
+        )
+        trained_by = run.info.run_id
+        client.set_terminated(trained_by)
+    parent = client.get_run(trained_by)
+    if parent.data.tags.get(_EVALUATED, mark) == mark:
+        client.set_tag(trained_by, _EVALUATED, mark)
+        _log_params(client, trained_by, {k: v for k, v in params.items() if k not in parent.data.params})
+        return trained_by
+    children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{trained_by}'")
+    for child in children:
+        if child.data.tags.get(_EVALUATED) == mark:
+            return child.info.run_id
+    child = client.create_run(
+        experiment,
+        run_name=f"{_experiment_name() or parent.info.run_name}-evaluation-{len(children) + 2}",
+        tags={**tags, **_origin(), "mlflow.parentRunId": trained_by, _EVALUATED: mark},
+    )
+    _log_params(client, child.info.run_id, {**parent.data.params, **params})
+    client.set_terminated(child.info.run_id)
+    return child.info.run_id
+
+
+def log_metrics(run_id: str, metrics: Mapping[str, object], step: int = 0) -> None:
+    """Log the numbers of a nested mapping under dotted names; what is no number (None, text) is left out."""
+    client, _ = connect()
+    now = int(pd.Timestamp.now().timestamp() * 1000)
+    numbers = [Metric(name, float(value), now, step) for name, value in _numbers("", metrics)]
+    for start in range(0, len(numbers), 1000):  # the store's limit for one call
+        client.log_batch(run_id, metrics=numbers[start : start + 1000])
+
+
+def log_artifacts(run_id: str, paths: Mapping[Path, str]) -> None:
+    """Copy files or folders (path -> folder in the run) to the run."""
+    client, _ = connect()
+    for path, place in paths.items():
+        (client.log_artifacts if path.is_dir() else client.log_artifact)(run_id, str(path), place or None)
+
+
+def log_model(run_id: str, model_file: Path) -> None:
+    """Log the model so that `mlflow.pyfunc.load_model` scores image files: column `image` (bytes) to `p_fake`, `label`."""
+    connect()
+    signature = ModelSignature(
+        inputs=Schema([ColSpec("binary", "image")]),
+        outputs=Schema([ColSpec("double", "p_fake"), ColSpec("string", "label")]),
+    )
+    package = Path(__file__).resolve().parent
+    requirements = (package.parent / "requirements.txt").read_text().split()
+    serving = ("filelock", "keras", "numpy", "opencv", "pandas", "pillow", "pydantic", "pyyaml", "scikit", "scipy",
+               "tensorflow", "tqdm")  # fmt: skip
+    with mlflow.start_run(run_id=run_id):
+        mlflow.pyfunc.log_model(
+            name=MODEL,
+            python_model=ImageScorer(),
+            artifacts={"model": str(model_file)},
+            signature=signature,
+            code_paths=[str(package)],
+            pip_requirements=[line for line in requirements if line.startswith(serving)] + ["mlflow"],
+        )
+
+
+class ImageScorer(mlflow.pyfunc.PythonModel):
+    """The detector as an MLflow model: image files to P(fake)."""
+
+    def load_context(self, context: mlflow.pyfunc.PythonModelContext) -> None:
+        from detector.predict import Detector
+
+        self._detector = Detector(context.artifacts["model"])
+
+    def predict(self, context, model_input: pd.DataFrame, params: dict | None = None) -> pd.DataFrame:
+        """Score the column `image`, the bytes of image files: `p_fake` (0..1) and `label`, one row an image."""
+        scores = self._detector.score_files(model_input["image"])
+        return pd.DataFrame({"p_fake": scores, "label": self._detector.labels(scores)})
+
+
+def _exists(client: mlflow.MlflowClient, run_id: str) -> bool:
+    try:
+        return client.get_run(run_id).info.lifecycle_stage == "active"
+    except MlflowException:
+        return False
+
+
+def _log_params(client: mlflow.MlflowClient, run_id: str, params: Mapping[str, object]) -> None:
+    client.log_batch(run_id, params=[mlflow.entities.Param(key, str(value)) for key, value in params.items()])
+
+
+def _numbers(prefix: str, value: object) -> Iterator[tuple[str, float]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _numbers(f"{prefix}.{key}" if prefix else str(key), inner)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield prefix, value
+
+
+def _experiment_name() -> str | None:
+    return os.environ.get("DVC_EXP_NAME")
+
+
+def _run_name() -> str:
+    return _experiment_name() or f"workspace-{_git('rev-parse', '--short', 'HEAD') or 'no-commit'}"
+
+
+def _origin() -> dict[str, str]:
+    """Tags that lead from a run back to the code: the commit, whether it was clean, the DVC experiment."""
+    commit = _git("rev-parse", "HEAD")
+    tags = {"mlflow.source.type": "PROJECT", "mlflow.source.name": "dvc repro"}
+    if commit:
+        tags |= {"mlflow.source.git.commit": commit, "git.dirty": str(bool(_git("status", "--porcelain", "-uno"))).lower()}
+    if name := _experiment_name():
+        tags["dvc.experiment"] = name
+    return tags
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def serve_ui(port: int) -> None:
+    """Open the MLflow UI of the store on loopback, until Ctrl-C."""
+    connect()
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", tracking_uri(), "--port", str(port)]
+    raise SystemExit(subprocess.run(command).returncode)
+
+
+if __name__ == "__main__":
+    serve_ui(int(sys.argv[1]))

@@ -1,0 +1,70 @@
+"""Stage 2: train the network on the prepared data, every epoch in MLflow, the best one kept."""
+
+import sys
+
+import pandas as pd
+
+from detector import tracking
+from detector.data.shards import dataset_digest, read_manifest
+from detector.errors import exit_on_user_error
+from detector.model.backend import keras, make_deterministic
+from detector.model.export import ModelCard, save_model
+from detector.model.network import build_network, in_float32, resolve_precision
+from detector.model.weights import find_weights
+from detector.params import flatten, load_params
+from detector.paths import DATA_SUMMARY, HISTORY, MODEL, PREPARED, TRAIN_SUMMARY, TRAINING_RUN, project_root
+from detector.results import write_json
+from detector.training import Checkpoint, Split, best_epoch, fingerprint, train
+
+
+def main() -> None:
+    params = load_params()
+    manifest = read_manifest(PREPARED)
+    digest = dataset_digest(manifest)
+    initial = find_weights(params.model.weights, params.model.backbone)
+    if initial.note:
+        print(f"WARNING: {initial.note}: training starts from RANDOM weights, less accurate", file=sys.stderr)
+    precision = resolve_precision(params.train.precision)
+    make_deterministic(params.seed)
+    network = build_network(params.model, initial, precision)
+    facts = {"weights": initial.origin, "precision": precision, "backend": keras.backend.backend()}
+    print(f"{params.model.backbone}, {params.model.image_size} px, " + ", ".join(f"{v} {k}" for k, v in facts.items()))
+
+    folder = project_root() / "models" / "checkpoints" / fingerprint(params, digest, initial, precision)
+    logged = {key: value for key, value in flatten(params).items() if not key.startswith("evaluate.")}
+    with (
+        Checkpoint.open(folder) as checkpoint,
+        tracking.training_run(logged, {**facts, "data.digest": digest}, checkpoint.run_id) as run_id,
+    ):
+        checkpoint.run_id = run_id
+        if checkpoint.history:
+            print(f"going on after epoch {len(checkpoint.history)} of {params.train.epochs}, from {folder}")
+
+        def report(row: dict, seconds: float) -> None:
+            tracking.log_metrics(run_id, {**row, "seconds": seconds}, step=row["epoch"])
+            pd.DataFrame(checkpoint.history).to_csv(HISTORY, index=False)
+            print(
+                f"epoch {row['epoch']}/{params.train.epochs}  loss {row['loss']:.3f}  accuracy {row['accuracy']:.3f}"
+                f"  |  validation loss {row['val_loss']:.3f}  accuracy {row['val_accuracy']:.3f}"
+                f"  AUC {row['val_auc']:.3f}  |  {seconds:.0f} s",
+                flush=True,
+            )
+
+        HISTORY.parent.mkdir(exist_ok=True)
+        training, validation = (Split.of(manifest, name, PREPARED) for name in ("train", "validation"))
+        model, history = train(network, params, training, validation, checkpoint, report)
+
+        best = history[best_epoch(history) - 1]
+        card = ModelCard(training.classes, params.model.image_size, params.model.backbone, initial.origin, digest)
+        save_model(in_float32(model), card, MODEL)
+        TRAINING_RUN.write_text(run_id + "\n")
+        pd.DataFrame(history).to_csv(HISTORY, index=False)
+        write_json(TRAIN_SUMMARY, {**facts, "weights_note": initial.note, "epochs": len(history), "best": best})
+        tracking.log_metrics(run_id, {"best": best})
+        tracking.log_artifacts(run_id, {path: "metrics" for path in (DATA_SUMMARY, TRAIN_SUMMARY, HISTORY)})
+        tracking.log_model(run_id, MODEL)
+    print(f"best epoch {best['epoch']}: {MODEL}, {TRAIN_SUMMARY}, {HISTORY}; MLflow run {run_id}")
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)
