@@ -116,10 +116,12 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2 floats (1e-4 is a number) and no silent last-one-wins for a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise UserError(f"params.yaml: {key}: stands twice in one section; keep one")
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                problem = f"{key.value} stands twice in one section"
+                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -138,11 +140,13 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     """
     path = Path(path)
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run from the project's root, where dvc.yaml is") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; mend that") from None
+    except Exception as error:  # of a value that its tag does not fit, PyYAML raises almost anything
+        raise UserError(f"{path}: {_yaml_problem(error)}; mend it") from None
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
@@ -162,15 +166,26 @@ def flatten(params: BaseModel) -> dict[str, Any]:
     return dict(walk("", params.model_dump()))
 
 
+def _yaml_problem(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    where = f" in line {mark.line + 1}" if mark else ""
+    return f"not valid YAML{where}: " + " ".join(str(getattr(error, "problem", None) or error).split())
+
+
 def _explain(error: dict) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
+    key = ".".join(str(part) for part in error["loc"]) or "the whole file"
+    if error["type"] in ("extra_forbidden", "invalid_key"):
         return f"{key}: unknown key; remove it or mend its spelling"
     if error["type"] == "missing":
         return f"{key}: missing; add it"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
-    return f"{key}: must be {_allowed(error['loc'])}, got {error['input']!r}"
+    return f"{key}: must be {_allowed(error['loc'])}, got {_shown(error['input'])}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return {"None": "null", "True": "true", "False": "false"}.get(text, text if len(text) <= 80 else text[:80] + "...")
 
 
 def _allowed(location: tuple[str | int, ...]) -> str:
@@ -196,9 +211,9 @@ def _in_words(node: dict) -> str:
         "integer": "a whole number",
         "number": "a number",
         "boolean": "true or false",
-        "string": "a text",
+        "string": "a text that is not empty" if "minLength" in node else "a text",
         "null": "null",
-        "array": f"a list of {node.get('minItems')}",
+        "array": f"a list of {node.get('minItems')} {node.get('items', {}).get('type')}s",
         "object": "a section of keys",
     }[node["type"]]
     limits = [f"{words} {node[bound]}" for bound, words in bounds.items() if bound in node]

@@ -33,9 +33,14 @@ def existing_path(key: str, value: str) -> Path:
     """The file or folder that the parameter `key` names; a relative one is taken from the project's root.
 
     Raises:
-        UserError: it is not there.
+        UserError: it is not there, or may not be looked at.
     """
-    path = (project_root() / Path(value).expanduser()).resolve()
-    if not path.exists():
-        raise UserError(f"{key}: {value} is not there (looked for {path}); name a path that exists")
-    return path
+    path = project_root() / value
+    try:
+        path = project_root() / Path(value).expanduser()
+        return path.resolve(strict=True)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{key}: {value} is not there (looked for {path}); name a path that exists") from None
+    except (OSError, RuntimeError, ValueError) as error:  # no permission, no such user, a loop of links, a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{key}: cannot look at {value!r}: {reason}; name a path that exists") from None

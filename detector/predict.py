@@ -1,11 +1,13 @@
 """The detector at work: a model file in, P(fake) out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from detector.data.decode import decode, resize
+from detector.errors import UserError
 from detector.model.backend import keras
 from detector.model.export import ModelCard, read_card
 
@@ -40,14 +42,21 @@ class Detector:
     def __init__(self, path: Path | str):
         """Load a model file; UserError if it is none."""
         self.card: ModelCard = read_card(path)
-        self.model = keras.saving.load_model(path, compile=False)
+        try:
+            self.model = keras.saving.load_model(path, compile=False)
+        except Exception as error:  # Keras and h5py raise almost anything on a damaged archive
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+            raise UserError(f"{path}: cannot be loaded ({reason}); get it again or run `dvc repro -f train`") from None
 
     def score(self, images: Iterable[np.ndarray], batch_size: int = 32) -> np.ndarray:
-        """P(fake) of images of any shape, uint8 (h, w, 3) RGB: float64 (n,)."""
-        resized = [resize(image, self.card.image_size) for image in images]
-        return p_fake(
-            self.model, (np.stack(resized[i : i + batch_size]) for i in range(0, len(resized), batch_size))
-        )
+        """P(fake) of images of any shape, uint8 (h, w, 3) RGB: float64 (n,); memory is bounded by one batch."""
+
+        def batches() -> Iterator[np.ndarray]:
+            resized = (resize(image, self.card.image_size) for image in images)
+            while batch := list(islice(resized, batch_size)):
+                yield np.stack(batch)
+
+        return p_fake(self.model, batches())
 
     def score_files(self, files: Iterable[bytes]) -> np.ndarray:
         """P(fake) of image files given as bytes: float64 (n,); raises `BrokenImage` for what is no image."""

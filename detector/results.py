@@ -14,8 +14,11 @@ def write_json(path: Path, content: Mapping) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """What `write_json` wrote; UserError if the stage that writes it has not run."""
-    return json.loads(read_text(path))
+    """What `write_json` wrote; UserError if the stage that writes it has not run or the file is damaged."""
+    try:
+        return json.loads(read_text(path))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); run `dvc repro -f`") from None
 
 
 def read_text(path: Path) -> str:

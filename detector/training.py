@@ -70,7 +70,7 @@ def train(
     if history:
         model = checkpoint.load_last()
     else:
-        model.compile(keras.optimizers.Adam(params.train.learning_rate), "binary_crossentropy", ["accuracy"])
+        model.compile(keras.optimizers.Adam(params.train.learning_rate), "binary_crossentropy", metrics=["accuracy"])
     size = model.input_shape[1]
     batch_size = min(params.train.batch_size, len(training.reader))
 
@@ -80,6 +80,7 @@ def train(
         started = time.perf_counter()
         learning_rate = plateau_learning_rate(history, params.train)
         model.optimizer.learning_rate.assign(learning_rate)
+        _seed_dropout(model, params.seed, epoch)
         batches = training_batches(
             training.reader,
             training.labels,
@@ -91,7 +92,7 @@ def train(
         )
         steps = len(training.reader) // batch_size
         with tqdm(total=steps, desc=f"epoch {epoch}/{params.train.epochs}", disable=None, leave=False) as bar:
-            fitted = model.fit(batches, steps_per_epoch=steps, verbose=0, callbacks=[_Progress(bar)]).history
+            fitted = model.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[_Progress(bar)]).history
 
         scores = p_fake(model, stored_batches(validation.reader, size, batch_size))
         if not (math.isfinite(fitted["loss"][-1]) and np.isfinite(scores).all()):
@@ -224,6 +225,13 @@ class Checkpoint:
         part.write_text(json.dumps(state))
         os.replace(part, self._state_file)
         self._state = state
+
+
+def _seed_dropout(model: "keras.Model", seed: int, epoch: int) -> None:
+    """Draw an epoch's dropout from (seed, epoch): Keras stores no random state, a resumed run would draw another."""
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Dropout):
+            layer.seed_generator.state.assign(np.array([seed, epoch], layer.seed_generator.state.dtype))
 
 
 class _Progress(keras.callbacks.Callback):

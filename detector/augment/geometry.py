@@ -23,7 +23,7 @@ def affine_matrix(
     """
     angle, slant = np.deg2rad([rotation, shear])
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    slope = np.array([[np.cos(slant), 0.0], [-np.sin(slant), 1.0]])
+    slope = np.array([[1.0, -np.sin(slant)], [0.0, np.cos(slant)]])
     linear = turn @ slope @ np.diag(zoom)
     centre = np.full(2, (size - 1) / 2)
     return np.column_stack([linear, centre - linear @ centre + turn @ np.asarray(shift, dtype=np.float64)])

@@ -5,11 +5,24 @@ import warnings
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 MAX_PIXELS = 100_000_000  # a 10,000 x 10,000 photograph; beyond it a small file may be built to fill the memory
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+UPRIGHT = {  # what undoes each EXIF orientation but 1, the upright one
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Pillow warns of odd metadata, which is harmless, and of big images, which are refused below. Once for all: to
+# change the filters around every image is not safe in threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class BrokenImage(Exception):
@@ -34,16 +47,15 @@ def decode(data: bytes) -> np.ndarray:
     if not data:
         raise BrokenImage("empty file")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata and big images: the first is harmless, the second refused below
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise BrokenImage(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
-                image.load()
-                image = ImageOps.exif_transpose(image)
-                if image.mode.startswith("I;16") or image.mode == "I":
-                    return np.repeat((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-                return np.array(image.convert("RGB"))
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise BrokenImage(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
+            image.load()
+            if (turn := UPRIGHT.get(_orientation(image))) is not None:  # the first of them is 0
+                image = image.transpose(turn)
+            if image.mode.startswith("I;16") or image.mode == "I":
+                return np.repeat((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+            return np.array(image.convert("RGB"))
     except BrokenImage:
         raise
     except Image.UnidentifiedImageError:
@@ -51,7 +63,17 @@ def decode(data: bytes) -> np.ndarray:
     except Image.DecompressionBombError:
         raise BrokenImage(f"more than {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # Pillow's plug-ins raise almost anything on hostile bytes
+        if "truncated" in str(error).lower():  # with the number of bytes, a reason of its own for every image
+            raise BrokenImage("cut short") from None
         raise BrokenImage(f"{type(error).__name__}: {error}".splitlines()[0][:200]) from None
+
+
+def _orientation(image: Image.Image) -> int | None:
+    # Not ImageOps.exif_transpose: it writes the other tags anew, and one that is damaged would cost a whole image.
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # as above
+        return None
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:

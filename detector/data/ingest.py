@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from detector.data.decode import BrokenImage, decode, shrink_to
 from detector.data.pipeline import map_ahead
-from detector.data.shards import ShardWriter, dataset_digest, read_manifest, write_manifest
+from detector.data.shards import COLUMNS, ShardWriter, dataset_digest, read_manifest, write_manifest
 from detector.data.sources import Entry, Source
 from detector.errors import UserError
 
@@ -59,7 +59,7 @@ def ingest(source: Source, folder: Path, max_side: int) -> dict:
     Raises:
         UserError: after setting broken images aside, a split lacks a class.
     """
-    attributes = sorted({name for entry in source.entries for name in entry.attributes})
+    attributes = sorted({name for entry in source.entries for name in entry.attributes} - set(COLUMNS))
     rows, set_aside = [], []
     shrunk = 0
 
@@ -97,8 +97,8 @@ def ingest(source: Source, folder: Path, max_side: int) -> dict:
     rows.sort(key=lambda row: row["path"])
     set_aside.sort()
     write_manifest(rows, attributes, folder / "manifest.csv")
-    with (folder / "set_aside.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(file, lineterminator="\n").writerows([("path", "reason"), *set_aside])
+    with (folder / "set_aside.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC).writerows([("path", "reason"), *set_aside])
     summary = _summary(source, rows, set_aside, shrunk)
     _check_complete(source, summary["counts"], len(set_aside))
     return {**summary, "digest": dataset_digest(read_manifest(folder))}

@@ -7,14 +7,14 @@ any image at random without TensorFlow, on any Keras backend, and memory does no
 
 import csv
 import hashlib
-import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from detector.data.decode import decode
+from detector.data.decode import BrokenImage, decode
 from detector.errors import UserError
 from detector.quiet import quiet_native_stderr
 
@@ -41,7 +41,7 @@ class ShardWriter:
                 "image": self._tf.train.Feature(bytes_list=self._tf.train.BytesList(value=[image])),
                 "label": self._tf.train.Feature(int64_list=self._tf.train.Int64List(value=[label])),
                 "path": self._tf.train.Feature(
-                    bytes_list=self._tf.train.BytesList(value=[path.encode("utf-8", "surrogateescape")])
+                    bytes_list=self._tf.train.BytesList(value=[path.encode("utf-8", "backslashreplace")])
                 ),
             }
         )
@@ -71,8 +71,11 @@ class ShardWriter:
 
 def write_manifest(rows: Iterable[Mapping[str, object]], attributes: Iterable[str], path: Path) -> None:
     """Write manifest.csv: `COLUMNS`, then the data set's own `attributes` (method, source, ...)."""
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.DictWriter(file, [*COLUMNS, *attributes], restval="", lineterminator="\n")
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        # Texts are quoted, all of them: the csv module would leave a bare "\r" as it is, and readers end the row there.
+        writer = csv.DictWriter(
+            file, [*COLUMNS, *attributes], restval="", lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC
+        )
         writer.writeheader()
         writer.writerows(rows)
 
@@ -81,16 +84,19 @@ def read_manifest(folder: Path | str) -> pd.DataFrame:
     """The rows of `folder`/manifest.csv, one an image: the columns of `COLUMNS` and the attributes, as texts.
 
     Raises:
-        UserError: there is no manifest.
+        UserError: there is no manifest, or it is damaged.
     """
     path = Path(folder) / "manifest.csv"
-    if not path.exists():
-        raise UserError(f"{path}: not found; run `dvc repro prepare` first")
-    numbers = {name: np.int64 for name in ("label", "width", "height", "bytes", "offset")}
-    return pd.read_csv(
-        path, dtype={**dict.fromkeys(pd.read_csv(path, nrows=0).columns, str), **numbers},
-        keep_default_na=False, encoding_errors="surrogateescape",
-    )  # fmt: skip
+    numbers = dict.fromkeys(("label", "width", "height", "bytes", "offset"), np.int64)
+    try:
+        manifest = pd.read_csv(path, dtype=defaultdict(lambda: str, numbers), keep_default_na=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; run `dvc repro prepare` first") from None
+    except ValueError:  # pandas's own errors and UnicodeDecodeError among them
+        manifest = pd.DataFrame()
+    if not set(COLUMNS) <= set(manifest.columns):
+        raise UserError(f"{path}: damaged; run `dvc repro -f prepare`")
+    return manifest
 
 
 def test_sets(manifest: pd.DataFrame) -> list[str]:
@@ -99,25 +105,28 @@ def test_sets(manifest: pd.DataFrame) -> list[str]:
 
 
 def dataset_digest(manifest: pd.DataFrame) -> str:
-    """SHA-256 over every image's path, split, class, group and content: the data set's identity."""
+    """SHA-256 over every image's path, split, class, label, group and content: the data set's identity."""
     digest = hashlib.sha256()
-    for row in manifest[["path", "split", "class", "group", "sha256"]].itertuples(index=False):
-        digest.update("\0".join(row).encode("utf-8", "surrogateescape") + b"\n")
+    for row in manifest[["path", "split", "class", "label", "group", "sha256"]].itertuples(index=False):
+        digest.update("\0".join(map(str, row)).encode() + b"\n")
     return digest.hexdigest()
 
 
 class ShardReader:
-    """Random access to the images of `manifest` (rows of `read_manifest`) in `folder`; safe to use from many threads."""
+    """Random access to the images of `manifest` (rows of `read_manifest`) in `folder`; safe to use from many threads.
+
+    A shard is opened for every read, which costs 1 % of a decoding: there may be more shards than a process may have
+    files open, and there is nothing to close.
+
+    Raises:
+        UserError: a shard is not there; while reading, one is damaged.
+    """
 
     def __init__(self, folder: Path | str, manifest: pd.DataFrame):
         self._folder = Path(folder)
-        self._files: dict[str, int] = {}
         for name in manifest["shard"].unique():
-            try:
-                self._files[name] = os.open(self._folder / name, os.O_RDONLY)
-            except OSError as error:
-                self.close()
-                raise UserError(f"{self._folder / name}: {error.strerror}; run `dvc repro -f prepare`") from None
+            if not (self._folder / name).is_file():
+                raise UserError(f"{self._folder / name}: not found; run `dvc repro -f prepare`")
         self._places = list(zip(manifest["shard"], manifest["offset"], manifest["bytes"], strict=True))
 
     def __len__(self) -> int:
@@ -126,22 +135,23 @@ class ShardReader:
     def read(self, index: int) -> bytes:
         """The original bytes of image `index`."""
         shard, offset, length = self._places[index]
-        return os.pread(self._files[shard], int(length), int(offset))
+        with (self._folder / shard).open("rb", buffering=0) as file:
+            file.seek(offset)
+            data = file.read(length)
+        if len(data) < length:
+            raise self._damaged(index)
+        return data
 
     def image(self, index: int) -> np.ndarray:
         """The decoded image `index`: uint8 (height, width, 3), RGB."""
-        return decode(self.read(index))
+        try:
+            return decode(self.read(index))
+        except BrokenImage:  # it was whole when it was written
+            raise self._damaged(index) from None
 
     def images(self) -> Iterator[np.ndarray]:
         """All of them, decoded, in the manifest's order."""
         return (self.image(index) for index in range(len(self)))
 
-    def close(self) -> None:
-        while self._files:
-            os.close(self._files.popitem()[1])
-
-    def __enter__(self) -> "ShardReader":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
+    def _damaged(self, index: int) -> UserError:
+        return UserError(f"{self._folder / self._places[index][0]}: damaged; run `dvc repro -f prepare`")

@@ -1,4 +1,4 @@
-"""Which split, class and group every image belongs to: read off its folders and a manifest, or drawn by group."""
+"""Which split, class and group every image belongs to, by its folders, a manifest or a draw."""
 
 import csv
 import hashlib
@@ -75,9 +75,14 @@ def split_name(folder: str) -> str | None:
 
 
 def clean_path(name: str) -> str:
-    r"""`name` as a relative posix path that can be printed: no "./", no "\", a byte that is not UTF-8 as "\xff"."""
-    path = "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    r"""`name` as a relative posix path that can be printed: a byte that is not UTF-8 becomes "\xff"."""
+    return _printable("/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".")))
+
+
+def _printable(text: str) -> str:
+    if text.isascii():
+        return text
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def catalog(
@@ -103,18 +108,12 @@ def catalog(
     """
     real = params.real_class.strip().lower()
     rows = match_rows(manifest, paths, root) if manifest else {}
-    entries, ignored = _place(paths, rows, real)
+    entries, ignored = _place(paths, rows, real, key)
     classes = _classes(entries, ignored, real, key)
     given = any(entry.split for entry in entries)
     if given:
         ignored[NO_SPLIT] += sum(not entry.split for entry in entries)
-        # A group's name is only good within its split: official splits number their sources anew.
-        entries = [
-            replace(entry, group=f"{entry.split}/{entry.group}") if entry.group else entry
-            for entry in entries
-            if entry.split
-        ]
-    entries = [entry if entry.group else replace(entry, group=entry.path) for entry in entries]
+        entries = [entry for entry in entries if entry.split]
     entries = _draw_missing_splits(entries, given, params, seed, key)
     _check_splits(entries, classes, key)
     return Catalog(
@@ -125,7 +124,7 @@ def catalog(
     )
 
 
-# ---- folders -------------------------------------------------------------------------------------------------
+# ---- folders -----------------------------------------------------------------------------------------------
 
 
 class Reading(NamedTuple):
@@ -148,16 +147,17 @@ def _readings(folders: Folders) -> Iterator[Reading]:
         yield Reading("class", folders[:i], None, folder.lower())
 
 
-def read_layout(images_in: Mapping[Folders, int], real: str) -> dict[Folders, Reading]:
+def read_layout(images_in: Mapping[Folders, int], real: str, key: str) -> dict[Folders, Reading]:
     """Tell split and class folders from the folders around them.
 
     A folder above the data may be called "test" or "train" as well, and so may one below the classes. What
-    gives the right reading away is the folder it starts from: it has the real class below it, and best
-    exactly two classes.
+    gives the right reading away is the folder it starts from: it has the real class below it, and the most
+    images; of equals the deepest.
 
     Args:
         images_in: images directly in each folder, the folder as its names from the root down.
         real: the real class, in lower case.
+        key: the parameter that names the data, for messages.
 
     Returns:
         The reading of every folder that can be read so; a best guess where no folder is called `real`.
@@ -173,13 +173,12 @@ def read_layout(images_in: Mapping[Folders, int], real: str) -> dict[Folders, Re
             kinds[option.form, option.base].add(option.kind)
             images[option.form, option.base] += images_in[folders]
 
-    def fit(option: Reading) -> tuple:
-        found = kinds[option.form, option.base]
-        return real in found, len(found) == 2, images[option.form, option.base], -len(option.base)
+    def fit(option: Reading) -> tuple[bool, int]:
+        return real in kinds[option.form, option.base], images[option.form, option.base]
 
     best: dict[str, dict[Folders, Reading]] = {"split/class": {}, "class/split": {}, "class": {}}
     for folders, options in readings.items():
-        for option in sorted(options, key=fit):
+        for option in sorted(options, key=fit):  # a stable sort, and the deepest come last
             best[option.form][folders] = option
     fits = {
         form: {folders for folders, option in found.items() if real in kinds[form, option.base]}
@@ -194,16 +193,18 @@ def read_layout(images_in: Mapping[Folders, int], real: str) -> dict[Folders, Re
         if covered[form]:
             stray = "/".join(min(fits[form]))
             raise UserError(
-                f"data.path: {covered[form]:,} images lie in split folders (such as {stray}) and "
+                f"{key}: {covered[form]:,} images lie in split folders (such as {stray}) and "
                 f"{covered['class'] - covered[form]:,} do not; name the folder of the one or of the other"
             )
     return {folders: best["class"][folders] for folders in fits["class"]}
 
 
-def _place(paths: Collection[str], rows: Mapping[str, Row], real: str) -> tuple[list[Entry], Counter[str]]:
-    """Entries with the split and group that folders and rows give, empty strings where neither does."""
+def _place(
+    paths: Collection[str], rows: Mapping[str, Row], real: str, key: str
+) -> tuple[list[Entry], Counter[str]]:
+    """Entries as folders and rows have them; the split is "" where neither gives one."""
     images_in = Counter(tuple(path.split("/")[:-1]) for path in paths)
-    layout = read_layout(images_in, real)
+    layout = read_layout(images_in, real, key)
     if any(row.kind for row in rows.values()) and real not in {reading.kind for reading in layout.values()}:
         # Folders that are not named after classes; the last one that is named after a split still counts.
         layout = {
@@ -218,17 +219,19 @@ def _place(paths: Collection[str], rows: Mapping[str, Row], real: str) -> tuple[
         kind = (reading and reading.kind) or row.kind
         split = (reading and reading.split) or row.split
         if kind:
-            entries.append(Entry(path, split, kind, row.group, row.attributes))
+            # A group's name is only good within its split: official splits number their sources anew.
+            group = f"{split}/{row.group}" if split and row.group else row.group or path
+            entries.append(Entry(path, split, kind, group, row.attributes))
         else:
             ignored[NO_CLASS] += 1
     return entries, ignored
 
 
-# ---- manifest ------------------------------------------------------------------------------------------------
+# ---- manifest ----------------------------------------------------------------------------------------------
 
 
 def parse_manifest(data: bytes, name: str) -> Manifest:
-    """Read a CSV file with a header; the columns `path` and `group` must be there, in any order and letter case.
+    """Read a CSV file with a header, `path` and `group` among its columns.
 
     Raises:
         UserError: a column is missing, a path stands twice, or a split has a name that none can have.
@@ -244,24 +247,30 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
                     f"data.manifest: {name} has no column {needed} (it has: {_some(columns)}); "
                     "add it, or name another file"
                 )
-        extras = [(i, column) for i, column in enumerate(columns) if column and column not in NOT_ATTRIBUTES]
+        extras = [column for column in columns if column and column not in NOT_ATTRIBUTES]
         for line in lines:
-            cells = defaultdict(str, zip(columns, map(str.strip, line), strict=False))
-            path = clean_path(cells["path"])
+            cells = dict.fromkeys(columns, "") | dict(zip(columns, map(str.strip, line), strict=False))
+            path, said = clean_path(cells["path"]), cells.get("split", "")
             if not path:
                 continue
-            split = split_name(cells["split"]) or ""
-            if cells["split"] and not split:
+            split = split_name(said) or ""
+            if said and not split:
                 raise UserError(
-                    f"data.manifest: {name}: {path} has the split {cells['split']}; "
+                    f"data.manifest: {name}: {path} has the split {_printable(said)}; "
                     "it must be train, validation, test or test_<name>"
                 )
-            attributes = {column: line[i].strip() if i < len(line) else "" for i, column in extras}
-            row = Row(cells["group"], split, cells["class"].lower(), attributes)
+            attributes = {column: _printable(cells[column]) for column in extras}
+            row = Row(
+                _printable(cells["group"]), split, _printable(cells.get("class", "").lower()), attributes
+            )
             if rows.setdefault(path, row) != row:
-                raise UserError(f"data.manifest: {name}: {path} stands twice with different values; keep one row")
+                raise UserError(
+                    f"data.manifest: {name}: {path} stands twice with different values; keep one row"
+                )
     except csv.Error as error:
-        raise UserError(f"data.manifest: {name} is not a CSV file: {error}; mend it or name another file") from None
+        raise UserError(
+            f"data.manifest: {name} is not a CSV file: {error}; mend it or name another file"
+        ) from None
     return Manifest(name, rows)
 
 
@@ -286,8 +295,8 @@ def match_rows(manifest: Manifest, paths: Collection[str], root: str) -> dict[st
         return {prefix + path: row for path, row in manifest.rows.items() if prefix + path in paths}
     if paths:
         raise UserError(
-            f"data.manifest: none of the {len(manifest.rows):,} paths in {manifest.name} names an image of the data "
-            f"(its first is {next(iter(manifest.rows), 'missing')}, an image is {min(paths)}); "
+            f"data.manifest: none of the {len(manifest.rows):,} paths in {manifest.name} names an image of "
+            f"the data (its first is {next(iter(manifest.rows), 'missing')}, an image is {min(paths)}); "
             "write paths relative to the data folder"
         )
     return {}
@@ -316,7 +325,7 @@ def _only(prefixes: Counter[str], name: str) -> str:
     return next(iter(prefixes))
 
 
-# ---- drawing splits ------------------------------------------------------------------------------------------
+# ---- drawing splits ----------------------------------------------------------------------------------------
 
 
 def split_groups(
@@ -395,15 +404,17 @@ def _draw_missing_splits(
     ]
 
 
-# ---- checks --------------------------------------------------------------------------------------------------
+# ---- checks ------------------------------------------------------------------------------------------------
 
 
 def _classes(entries: list[Entry], ignored: Counter[str], real: str, key: str) -> list[str]:
     found = Counter(entry.kind for entry in entries)
     others = sorted(found.keys() - {real})
     if not found:
-        images = f"the {ignored[NO_CLASS]:,} images lie in no class folder" if ignored else "there are no images"
-        raise UserError(f"{key}: {images}; they must lie in {{Train,Validation,Test}}/{{Real,Fake}} or {{Real,Fake}}")
+        raise UserError(
+            f"{key}: the {ignored[NO_CLASS]:,} images lie in no class folder; "
+            "they must lie in {Train,Validation,Test}/{Real,Fake} or in {Real,Fake}"
+        )
     if real not in found:
         raise UserError(
             f"data.real_class: no folder with images is called {real} (found {_some(others)}); "
@@ -424,11 +435,10 @@ def _check_splits(entries: list[Entry], classes: list[str], key: str) -> None:
     for split in ("train", "validation", "test"):
         for kind in classes:
             if not amounts[split, kind]:
-                groups = len({entry.group for entry in entries if entry.kind == kind})
+                groups = [entry.group for entry in entries if entry.kind == kind]
                 raise UserError(
-                    f"{key}: the {split} split has no image of the class {kind} "
-                    f"({sum(amounts[s, kind] for s, _ in amounts.keys() if _ == kind):,} in all, "
-                    f"in {groups:,} groups); add some"
+                    f"{key}: no {kind} image in the {split} split (in all there are {len(groups):,}, "
+                    f"in {len(set(groups)):,} groups that stay whole); add more"
                 )
 
 

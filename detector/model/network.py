@@ -3,6 +3,8 @@
 Input: RGB pixels 0..255, (batch, size, size, 3). Output: P(fake) in 0..1, (batch, 1).
 """
 
+import warnings
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -61,12 +63,14 @@ def build_network(params: ModelParams, initial: InitialWeights, precision: str) 
 
 
 def in_float32(model: "keras.Model") -> "keras.Model":
-    """The same network and weights computing in float32: what is stored, so that scores do not hang on a processor."""
+    """The same network and weights computing in float32, not compiled: what is stored.
 
-    def convert(layer: "keras.layers.Layer") -> "keras.layers.Layer":
-        return layer.__class__.from_config({**layer.get_config(), "dtype": "float32"})
-
-    twin = keras.models.clone_model(model, clone_function=convert)
+    So scores do not hang on a processor, nor the file on how its training was cut into runs.
+    """
+    config = model.get_config()
+    for layer in config["layers"]:
+        layer["config"]["dtype"] = "float32"
+    twin = model.from_config(config)
     twin.set_weights(model.get_weights())
     return twin
 
@@ -87,8 +91,9 @@ def resolve_precision(precision: str) -> str:
 
 def _load(features: "keras.Model", initial: InitialWeights) -> None:
     try:
-        features.load_weights(initial.path)
-    except (ValueError, OSError, KeyError) as error:
+        with warnings.catch_warnings(action="ignore"):  # Keras warns of every layer before it fails
+            features.load_weights(initial.path)
+    except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0][:120]
         raise UserError(
             f"model.weights: {initial.path} does not hold weights of {features.name} without its top ({reason}); "

@@ -1,8 +1,8 @@
 """Where the backbone's initial weights come from: a file, Keras's ImageNet weights, or nowhere (random)."""
 
 import hashlib
+import http.client
 import os
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,36 +61,39 @@ def find_weights(weights: str, backbone: str) -> InitialWeights:
         reason = f"ImageNet weights cannot be downloaded ({getattr(error, 'reason', None) or error})"
     if weights == "imagenet":
         raise UserError(
-            f"model.weights: {reason}; put {Path(IMAGENET[backbone].place).name} into data/weights/, "
-            "or set model.weights to auto, none or a file"
+            f"model.weights: {reason}; put {Path(IMAGENET[backbone].place).name}, MD5 {IMAGENET[backbone].md5}, "
+            "into data/weights/, or set model.weights to auto, none or a file"
         )
     return InitialWeights("random", note=reason)
 
 
 def _imagenet(published: PublishedWeights) -> Path:
-    """The file under data/weights/, downloaded if it is not there; OSError if it cannot be had."""
+    """The file under data/weights/, downloaded if it is not there or not whole; OSError if it cannot be had."""
     folder = project_root() / "data" / "weights"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / Path(published.place).name
     with FileLock(f"{path}.lock"):  # experiments that start together download once
-        if not path.exists():
-            _download(KERAS_APPLICATIONS + published.place, path)
-        if _md5(path) != published.md5:
-            path.unlink()
-            raise OSError(f"the file at {KERAS_APPLICATIONS}{published.place} is not the published one")
+        if not path.exists() or _md5(path) != published.md5:
+            _download(KERAS_APPLICATIONS + published.place, path, published.md5)
     return path
 
 
-def _download(url: str, path: Path) -> None:
+def _download(url: str, path: Path, md5: str) -> None:
     part = path.with_suffix(".part")
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, part.open("wb") as file:
-            total = int(answer.headers.get("Content-Length", 0)) or None
-            with tqdm(total=total, unit="B", unit_scale=True, desc=path.name, disable=None, leave=False) as bar:
-                while chunk := answer.read(1 << 20):
-                    file.write(chunk)
-                    bar.update(len(chunk))
+        with (
+            urllib.request.urlopen(url, timeout=TIMEOUT) as answer,
+            part.open("wb") as file,
+            tqdm(total=answer.length, unit="B", unit_scale=True, desc=path.name, disable=None, leave=False) as bar,
+        ):
+            while chunk := answer.read(1 << 20):
+                file.write(chunk)
+                bar.update(len(chunk))
+        if _md5(part) != md5:
+            raise OSError(f"what came from {url} is not the published file")
         os.replace(part, path)
+    except http.client.HTTPException as error:  # an answer that is no HTTP, or ends too early
+        raise OSError(f"{type(error).__name__}: {error}".strip()) from None
     finally:
         part.unlink(missing_ok=True)
 

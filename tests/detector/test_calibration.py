@@ -139,6 +139,8 @@ def test_a_threshold_is_in_the_middle_of_a_gap():
     assert choose_threshold([0, 0, 1, 1], [0.1, 0.2, 0.6, 0.9]) == 0.5  # as good as any in its gap
     # Equally good at 0.35 and at 0.75: the nearer to 0.5.
     assert choose_threshold([0, 1, 0, 1], [0.3, 0.4, 0.7, 0.8]) == pytest.approx(0.35)
+    # At 0.375 and at 0.625, equally near: the one that accuses fewer.
+    assert choose_threshold([0, 1, 0, 1], [0.3125, 0.4375, 0.5625, 0.6875]) == 0.625
 
 
 def test_a_threshold_between_neighbouring_floats():
@@ -234,6 +236,11 @@ def test_selective_agrees_with_score_without_a_band():
     found = selective(labels, p_fake, 0.4, (0.4, 0.4))
     assert (found["coverage"], found["error_inside"]) == (1.0, None)
     assert found["error_outside"] == pytest.approx(1 - score(labels, p_fake, 0.4)["accuracy"])
+
+
+def test_the_ends_of_a_band():
+    found = selective([0, 0, 1], [0.25, 0.125, 0.75], 0.5, (0.25, 0.75))
+    assert (found["n_unsure"], found["n_called"]) == (1, 2)  # low itself is unsure, high is called fake
 
 
 def test_a_band_must_hold_the_threshold():

@@ -223,7 +223,8 @@ def test_bootstrap_is_the_score_of_every_resample(n, decimals, grouped):
     rng = np.random.default_rng(5)
     codes = rng.integers(n // 4, size=n) if grouped else np.arange(n)
     groups = [f"person {code}" for code in codes] if grouped else None
-    numbered = np.array([list(dict.fromkeys(codes)).index(code) for code in codes])
+    first_seen = {code: i for i, code in enumerate(dict.fromkeys(codes))}
+    numbered = np.array([first_seen[code] for code in codes])
     resamples = 35  # of 8,000 images more than are drawn at once
 
     found = bootstrap(labels, p_fake, groups, 0.4, n=resamples, seed=3, confidence=0.8)
@@ -336,6 +337,7 @@ def test_the_better_model_is_found_and_order_only_turns_the_sign():
     found = paired_bootstrap(labels, p_a, p_b, threshold_a=0.5, threshold_b=0.4, n=999)
     turned = paired_bootstrap(labels, p_b, p_a, threshold_a=0.4, threshold_b=0.5, n=999)
     assert found["auc"]["p_value"] == 0.002
+    assert 0 < found["auc"]["low"] < found["auc"]["difference"] < found["auc"]["high"]
     for name in METRICS:
         assert found[name]["a"] == score(labels, p_a, 0.5)[name]
         assert found[name]["b"] == score(labels, p_b, 0.4)[name]

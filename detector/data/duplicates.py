@@ -1,0 +1,366 @@
+"""Exact and near duplicates: the same picture twice, in two splits or under two labels.
+
+Search. Every image leaves a small grey thumbnail. The low DCT coefficients of the thumbnail, scaled to unit contrast,
+are a point in nine dimensions; as an orthogonal projection it never puts two images farther apart than their
+thumbnails are, so a k-d tree returns every pair within the radius, mirrored pairs included (a mirror image changes
+only the sign of the odd coefficients, whose absolute value is taken). What the tree returns is then aligned and
+compared thumbnail by thumbnail. Binary hashes of the same coefficients (pHash: Zauner 2010; PDQ: Facebook 2019) were
+tried first; 64 bits confuse different faces, and 256 bits need many tables to forgive a small crop.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+from scipy.fft import dctn
+from scipy.sparse import coo_array, csr_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import KDTree
+
+FINGERPRINT = np.dtype([("sha256", "u1", 32), ("thumbnail", "u1", (32, 32))])
+PAIR = np.dtype([("a", "i4"), ("b", "i4"), ("difference", "f4"), ("mirrored", "?")])
+
+# Largest `difference` of two images that are one picture. Of 1,200 faces re-encoded, resized or cropped by 5 %, nine
+# in ten stay below NEAR; of pairs of different photographs of the most alike persons, one in a hundred does.
+NEAR = 0.15
+# Below this the pixels are equal but for compression and scaling: nobody could have relabelled the picture by
+# editing it. A face swap of the same video frame is above it unless the swap changed nothing that can be seen.
+SAME = 0.05
+FLAT = 2.0  # grey levels of standard deviation, about what compression alone adds; below it there is no picture
+RADII = (0.15, 0.1, 0.05, 0.025, 0.0125)
+MAX_CANDIDATES = 10_000_000  # 160 MB
+MIN_CORRELATION = 0.88  # of 16x16 thumbnails before alignment: a 4 % crop stays above .9
+MAX_MOVE = 3.0  # thumbnail pixels a corner may travel in alignment: a crop of 10 %
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """What `find_duplicates` found among n images.
+
+    Attributes:
+        first: (n,) int64, index of the first image with exactly the same pixels; its own index if there is none.
+        near: (m,) of dtype `PAIR`, one row for each pair a < b of near duplicates, both of them first of their
+            pixels. `difference` is in 0..`NEAR`, the largest local difference in units of the picture's contrast.
+        flat: number of images without structure, compared exactly only.
+        radius: search radius used; below `RADII[0]` where that would have returned too many pairs to hold, and 0 where
+            near duplicates had to be left unsearched.
+    """
+
+    first: np.ndarray
+    near: np.ndarray
+    flat: int
+    radius: float
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What is to happen to each of n images.
+
+    Attributes:
+        reason: (n,) str, "" for an image that stays, "conflict" for one set aside because the same picture bears
+            another label, "leak" for one dropped because it also stands in a split that judges it.
+        partner: (n,) int64, index of an image that is the reason; -1 where there is none.
+    """
+
+    reason: np.ndarray
+    partner: np.ndarray
+
+    @property
+    def keep(self) -> np.ndarray:
+        """(n,) bool, True for an image that stays."""
+        return self.reason == ""
+
+
+def fingerprint(image: np.ndarray) -> np.ndarray:
+    """Return the fingerprint of an image: 1,056 bytes, whatever its size.
+
+    Args:
+        image: (H, W, 3) uint8 RGB, 0..255.
+
+    Returns:
+        () of dtype `FINGERPRINT`: SHA-256 of shape and pixels, and a (32, 32) uint8 grey thumbnail averaged by area.
+        `np.stack` makes the (n,) array that `find_duplicates` takes.
+    """
+    digest = hashlib.sha256(repr(image.shape).encode())
+    digest.update(np.ascontiguousarray(image))
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    row = np.empty((), FINGERPRINT)
+    row["sha256"] = np.frombuffer(digest.digest(), np.uint8)
+    row["thumbnail"] = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA)
+    return row
+
+
+def find_duplicates(fingerprints: np.ndarray) -> Duplicates:
+    """Find every pair of images with the same pixels, or with the same picture.
+
+    The same picture is one re-encoded, resized, changed a little in brightness or contrast, mirrored, or cropped by
+    a few per cent. Memory is bounded: about 2 kB an image and 160 MB for candidates.
+
+    Args:
+        fingerprints: (n,) of dtype `FINGERPRINT`.
+    """
+    digests = np.ascontiguousarray(fingerprints["sha256"]).view("S32").ravel()
+    _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
+    first = first[inverse]
+    distinct = np.flatnonzero(first == np.arange(len(first)))
+    thumbnails = fingerprints["thumbnail"][distinct]
+    flat = thumbnails.std(axis=(1, 2)) < FLAT
+    near, radius = _near_pairs(thumbnails[~flat])
+    index = distinct[~flat]
+    near["a"], near["b"] = index[near["a"]], index[near["b"]]
+    return Duplicates(first, near, int(flat[np.searchsorted(distinct, first)].sum()), radius)
+
+
+def clusters(duplicates: Duplicates) -> np.ndarray:
+    """Return (n,) int32 cluster ids: images joined by any chain of duplicates share one.
+
+    The ends of a chain need not look alike. That is right for keeping look-alikes on one side of a split, and too
+    much for throwing images away: `resolve` goes by pairs.
+    """
+    n, near = len(duplicates.first), duplicates.near
+    rows = np.concatenate([np.arange(n), near["a"]])
+    columns = np.concatenate([duplicates.first, near["b"]])
+    return connected_components(coo_array((np.ones(len(rows), bool), (rows, columns)), (n, n)), directed=False)[1]
+
+
+def resolve(
+    duplicates: Duplicates,
+    splits: Sequence[str],
+    labels: Sequence[int],
+    policy: Literal["report", "drop"] = "drop",
+) -> Resolution:
+    """Decide which images must go so that no split judges what another one taught.
+
+    Images whose pixels are equal (`SAME`) and whose labels differ are all set aside, under either policy: which label
+    is right cannot be known. With "drop", a validation image that also stands in a test split goes, then a train
+    image that also stands in what is left of validation or in a test split. Pairs within a split, or between two
+    test splits (one may be the other, perturbed on purpose), stay. An image goes for a pair it is itself part of,
+    never for a chain of them.
+
+    Args:
+        duplicates: of n images.
+        splits: (n,) "train", "validation", "test" or "test_*".
+        labels: (n,) class of each image.
+        policy: "drop", or "report" to let leaks stay.
+
+    Raises:
+        ValueError: an unknown split or policy.
+    """
+    if policy not in ("report", "drop"):
+        raise ValueError(f"unknown policy {policy!r}: report or drop")
+    labels, rank = np.asarray(labels), _ranks(splits)
+    reason = np.full(len(labels), "", dtype="U8")
+    partner = np.full(len(labels), -1)
+
+    same = duplicates.near[duplicates.near["difference"] <= SAME]
+    found = _match(duplicates, same, np.ones(len(labels), bool), np.ones(len(labels), bool), labels)
+    reason[found >= 0], partner[found >= 0] = "conflict", found[found >= 0]
+    for level in (1, 0) if policy == "drop" else ():
+        kept = reason == ""
+        found = _match(duplicates, duplicates.near, kept & (rank == level), kept & (rank > level))
+        reason[found >= 0], partner[found >= 0] = "leak", found[found >= 0]
+    return Resolution(reason, partner)
+
+
+def summary(
+    duplicates: Duplicates,
+    resolution: Resolution,
+    splits: Sequence[str],
+    labels: Sequence[int],
+    paths: Sequence[str],
+    worst: int = 20,
+) -> dict:
+    """Return a JSON-ready account of the duplicates and what became of them.
+
+    Counts of pairs are of all pairs of images: three images with the same pixels are three pairs. "examples" holds
+    at most `worst` pairs, first those with conflicting labels, then those across splits, the most alike first.
+    """
+    splits, labels = np.asarray(splits), np.asarray(labels)
+    rank = _ranks(splits)
+    names, cell = np.unique(np.stack([splits.astype(str), labels.astype(str)], 1), axis=0, return_inverse=True)
+    exact, near = _count_pairs(duplicates, cell.ravel(), len(names))
+    by_splits: dict[str, dict[str, int]] = {}
+    for i, j in zip(*np.nonzero(np.triu(exact + near)), strict=True):
+        # Train before validation before test, whatever the alphabet says.
+        pair = " / ".join(sorted((str(names[i, 0]), str(names[j, 0])), key=lambda name: (_ranks([name])[0], name)))
+        row = by_splits.setdefault(pair, {"exact": 0, "near": 0, "across_classes": 0})
+        row["exact"] += int(exact[i, j])
+        row["near"] += int(near[i, j])
+        row["across_classes"] += int(exact[i, j] + near[i, j]) if names[i, 1] != names[j, 1] else 0
+
+    copies = np.flatnonzero(duplicates.first != np.arange(len(splits)))
+    pairs = np.zeros(len(copies), PAIR)
+    pairs["a"], pairs["b"] = duplicates.first[copies], copies
+    pairs = np.concatenate([pairs, duplicates.near])
+    a, b = pairs["a"], pairs["b"]
+    conflict = (pairs["difference"] <= SAME) & (labels[a] != labels[b])
+    leak = rank[a] != rank[b]
+    order = np.lexsort((b, a, pairs["difference"], ~leak, ~conflict))[:worst]
+    sizes = np.bincount(clusters(duplicates))
+    within = {pair for pair in by_splits if len(set(pair.split(" / "))) == 1}
+    between_tests = {pair for pair in by_splits if pair not in within and pair.startswith("test")}
+    return {
+        "images": len(splits),
+        "flat_images": duplicates.flat,
+        "search_radius": duplicates.radius,
+        "clusters": int((sizes > 1).sum()),
+        "largest_cluster": int(sizes.max(initial=0)),
+        "mirrored_pairs": int(duplicates.near["mirrored"].sum()),
+        "leaks": {pair: row for pair, row in by_splits.items() if pair not in within | between_tests},
+        "between_test_sets": {pair: by_splits[pair] for pair in sorted(between_tests)},
+        "within_splits": {pair.split(" / ")[0]: by_splits[pair] for pair in sorted(within)},
+        "set_aside": _count(splits[resolution.reason == "conflict"]),
+        "dropped": _count(splits[resolution.reason == "leak"]),
+        "examples": [
+            {
+                "kind": "exact" if duplicates.first[i] == duplicates.first[j] else "near",
+                "difference": round(float(difference), 4),
+                "mirrored": bool(mirrored),
+                "paths": [str(paths[i]), str(paths[j])],
+                "splits": [str(splits[i]), str(splits[j])],
+                "classes": [str(labels[i]), str(labels[j])],
+            }
+            for i, j, difference, mirrored in pairs[order].tolist()
+        ],
+    }
+
+
+def _near_pairs(thumbnails: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the near duplicates among (n, 32, 32) uint8 thumbnails, as `PAIR` rows, and the search radius."""
+    if len(thumbnails) < 2:
+        return np.empty(0, PAIR), RADII[0]
+    small = thumbnails.reshape(-1, 16, 2, 16, 2).mean(axis=(2, 4), dtype=np.float32)
+    small -= small.mean(axis=(1, 2), keepdims=True)
+    small /= np.sqrt(np.square(small).sum(axis=(1, 2), keepdims=True))
+    tree = KDTree(_coefficients(small))
+    radius = _affordable_radius(tree)
+    candidates = tree.query_pairs(radius, output_type="ndarray") if radius else np.empty((0, 2), np.intp)
+    candidates = candidates[np.lexsort(candidates.T[::-1])]
+
+    rows = []
+    for chunk in np.array_split(candidates, len(candidates) // 50_000 + 1):
+        left, right = small[chunk[:, 0]], small[chunk[:, 1]]
+        upright = np.einsum("nij,nij->n", left, right)
+        mirrored = np.einsum("nij,nij->n", left, right[:, :, ::-1])
+        for k in np.flatnonzero(np.maximum(upright, mirrored) >= MIN_CORRELATION):
+            a, b = chunk[k]
+            flip = mirrored[k] > upright[k]
+            other = np.ascontiguousarray(thumbnails[b][:, ::-1]) if flip else thumbnails[b]
+            value = difference(thumbnails[a], other)
+            if value <= NEAR:
+                rows.append((a, b, value, flip))
+    return np.array(rows, PAIR), radius
+
+
+def _coefficients(small: np.ndarray) -> np.ndarray:
+    """Return the (n, 9) low DCT coefficients of (n, 16, 16) thumbnails, blind to mirroring."""
+    vertical, horizontal = np.mgrid[:4, :4]
+    low = (vertical + horizontal > 0) & (vertical + horizontal <= 3)
+    coefficients = dctn(small, axes=(1, 2), norm="ortho")[:, :4, :4][:, low]
+    odd = horizontal[low] % 2 == 1
+    coefficients[:, odd] = np.abs(coefficients[:, odd])
+    return coefficients
+
+
+def _affordable_radius(tree: KDTree) -> float:
+    """Return the largest of `RADII` that keeps the number of pairs, as estimated from 2,000 points, in bounds."""
+    sample = tree.data[:: max(1, tree.n // 2000)]
+    for radius in RADII:
+        neighbours = tree.query_ball_point(sample, radius, return_length=True)
+        if (neighbours - 1).mean() * tree.n / 2 <= MAX_CANDIDATES:
+            return radius
+    return 0.0
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> float:
+    """Return how far two thumbnails are from being one picture: 0 for equal, above 1 for unrelated.
+
+    Brightness and contrast are fitted away. What remains is smoothed by one pixel and its root mean square taken in
+    the worst 5x5 window, in units of the standard deviation of `a`: a local measure, since the edit that makes a fake
+    is local while compression is everywhere. Where the thumbnails differ as they stand, `b` is first aligned to
+    `a` by an affine map (ECC: Evangelidis and Psarakis, IEEE TPAMI 30(10), 2008), which undoes a small crop.
+
+    Args:
+        a: (32, 32) uint8.
+        b: (32, 32) uint8.
+    """
+    plain = _residual(a, b, np.ones(a.shape, np.float32))
+    if plain <= NEAR:
+        return plain
+    criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-4)
+    try:
+        _, warp = cv2.findTransformECC(a, b, np.eye(2, 3, dtype=np.float32), cv2.MOTION_AFFINE, criteria, None, 1)
+    except cv2.error:  # no convergence: not the same picture
+        return plain
+    corners = np.array([[0, 0, 1], [31, 0, 1], [0, 31, 1], [31, 31, 1]])
+    if np.abs(corners @ warp.T - corners[:, :2]).max() > MAX_MOVE:
+        return plain
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    aligned = cv2.warpAffine(b, warp, a.shape[::-1], flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    inside = cv2.warpAffine(np.ones(b.shape, np.float32), warp, a.shape[::-1], flags=flags)
+    return min(plain, _residual(a, aligned, inside > 0.99))
+
+
+def _residual(a: np.ndarray, b: np.ndarray, inside: np.ndarray) -> float:
+    """Return the worst local RMS of a - (gain b + offset) where `inside` is 1, in standard deviations of `a`."""
+    count = inside.sum()
+    a = (a - (a * inside).sum() / count) * inside
+    b = (b - (b * inside).sum() / count) * inside
+    rest = a - (a * b).sum() / max(float((b * b).sum()), 1e-6) * b
+    # The frame is worth less than the middle: a crop leaves its traces there, and a fake is never made there.
+    smooth = cv2.GaussianBlur(rest, (0, 0), 1.0, borderType=cv2.BORDER_CONSTANT)
+    worst = cv2.blur(smooth * smooth, (5, 5), borderType=cv2.BORDER_CONSTANT).max()
+    return float(np.sqrt(worst / max(float((a * a).sum() / count), 1e-6)))
+
+
+def _ranks(splits: Sequence[str]) -> np.ndarray:
+    """Return 0 for train, 1 for validation, 2 for test splits."""
+    names, inverse = np.unique(np.asarray(splits, dtype=str), return_inverse=True)
+    ranks = {"train": 0, "validation": 1} | {name: 2 for name in names if name == "test" or name[:5] == "test_"}
+    if unknown := [str(name) for name in names if name not in ranks]:
+        raise ValueError(f"unknown split {unknown[0]!r}: train, validation, test or test_*")
+    return np.array([ranks[name] for name in names], int)[inverse]
+
+
+def _match(
+    duplicates: Duplicates, near: np.ndarray, asking: np.ndarray, against: np.ndarray, labels: np.ndarray | None = None
+) -> np.ndarray:
+    """Return, for each `asking` image, a duplicate of it among `against`, else -1.
+
+    With `labels`, only a duplicate of another label counts. Images with the same pixels are one node, and each node
+    is represented by one image per label, so the work grows with images and pairs, not with pairs of copies.
+    """
+    n = len(duplicates.first)
+    classes, code = np.unique(labels if labels is not None else np.zeros(n, int), return_inverse=True)
+    # witness[node, class]: the first image of `against` with these pixels and that class.
+    witness = np.full((n, len(classes)), n)
+    chosen = np.flatnonzero(against)
+    np.minimum.at(witness, (duplicates.first[chosen], code[chosen]), chosen)
+    best = witness.copy()
+    for here, there in ((near["a"], near["b"]), (near["b"], near["a"])):
+        np.minimum.at(best, here, witness[there])
+    best = best[duplicates.first]
+    if labels is not None:
+        best[np.arange(n), code] = n
+    found = best.min(axis=1)
+    return np.where(asking & (found < n), found, -1)
+
+
+def _count_pairs(duplicates: Duplicates, cell: np.ndarray, cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """Count exact and near pairs between cells (split and class): two symmetric (cells, cells) int arrays."""
+    n, near = len(cell), duplicates.near
+    members = csr_array((np.ones(n, np.int64), (duplicates.first, cell)), (n, cells))
+    exact = (members.T @ members).toarray()
+    own = np.diag(np.bincount(cell, minlength=cells))
+    exact -= own
+    exact[np.diag_indices(cells)] //= 2
+    crossed = (members[near["a"]].T @ members[near["b"]]).toarray()
+    return exact, crossed + crossed.T - np.diag(np.diag(crossed))
+
+
+def _count(values: np.ndarray) -> dict[str, int]:
+    names, counts = np.unique(values, return_counts=True)
+    return {str(name): int(count) for name, count in zip(names, counts, strict=True)}

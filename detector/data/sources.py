@@ -1,0 +1,367 @@
+"""Where the bytes come from: a folder, an archive read in place, or a Kaggle data set."""
+
+import contextlib
+import gzip
+import io
+import lzma
+import os
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from detector.data.decode import EXTENSIONS
+from detector.data.splits import Entry, Manifest, catalog, clean_path, parse_manifest
+from detector.errors import UserError
+from detector.params import DataParams
+from detector.paths import existing_path
+
+MAX_BYTES = 1 << 29  # a file beyond it is no photograph, and may be built to fill the memory
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+MANIFEST = "manifest.csv"
+LINKS = "links and special files"
+OLDER_COPIES = "older copies in the archive"
+DAMAGED = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    ValueError,
+)
+
+
+class Store(Protocol):
+    """Named files, listed once when it is made."""
+
+    files: dict[str, object]  # by path, as `clean_path` makes it; the values are the store's own
+    ignored: Counter[str]  # what was left out of `files`, by reason
+
+    def read(self, paths: Collection[str]) -> Iterator[tuple[str, bytes | OSError]]:
+        """Each of `paths` once, in the cheapest order, with its bytes or what kept them from being read."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images with their splits, classes and groups; nothing of them is read before `read`."""
+
+    name: str  # a short description, for people
+    entries: list[Entry]  # sorted by path
+    classes: list[str]  # the real class, then the other
+    ignored: dict[str, int]  # what was left out, by reason
+    ungrouped: int  # entries that no manifest puts in a group
+    store: Store = field(repr=False)
+
+    def read(self) -> Iterator[tuple[Entry, bytes | OSError]]:
+        """Every entry once, in the cheapest order, with its bytes or what kept them from being read."""
+        entries = {entry.path: entry for entry in self.entries}
+        for path, data in self.store.read(entries):
+            yield entries[path], data
+
+
+def open_source(params: DataParams, seed: int) -> Source:
+    """List the images that `data.source`, "folder" or "kaggle", names.
+
+    Args:
+        params: the section `data`.
+        seed: of the splits that have to be drawn.
+
+    Raises:
+        UserError: they cannot be had, or are no two classes in three splits.
+    """
+    if params.source == "kaggle":
+        return open_folder(_download(params.kaggle), params, seed, name=f"Kaggle data set {params.kaggle}")
+    if params.source == "folder":
+        return open_folder(existing_path("data.path", params.path), params, seed)
+    raise ValueError(f"data.source {params.source} has no place of its own: draw it, then open_folder")
+
+
+def open_folder(path: Path, params: DataParams, seed: int, name: str | None = None) -> Source:
+    """List the images of a folder or of a .zip, .tar, .tar.gz or .tgz archive; see `detector.data.splits`.
+
+    Args:
+        path: the folder or archive.
+        params: the section `data`; `manifest` counts unless the source is "sample".
+        seed: of the splits that have to be drawn.
+        name: how to call it; the file's own name otherwise.
+
+    Raises:
+        UserError: it cannot be read, or its images are no two classes in three splits.
+    """
+    key = {"folder": "data.path", "kaggle": "data.kaggle", "sample": "data.sample"}[params.source]
+    store = _open_store(path, key)
+    manifest, own = _manifest(store, None if params.source == "sample" else params.manifest)
+    images, ignored = [], Counter(store.ignored)
+    for file in store.files:
+        if reason := _reason_to_ignore(file):
+            ignored[reason] += file != own
+        else:
+            images.append(file)
+    if not images:
+        left_out = ", ".join(f"{count:,} {reason}" for reason, count in sorted((+ignored).items()))
+        raise UserError(
+            f"{key}: there are no images in {path} ({left_out or 'it is empty'}); name another place"
+        )
+    found = catalog(images, params, seed, root=_without_suffix(path), manifest=manifest, key=key)
+    kind = "folder" if isinstance(store, Folder) else "archive"
+    return Source(
+        name or f"{kind} {clean_path(path.name)}",
+        found.entries,
+        found.classes,
+        dict(sorted((+(ignored + found.ignored)).items())),
+        found.ungrouped,
+        store,
+    )
+
+
+# ---- stores ------------------------------------------------------------------------------------------------
+
+
+class Folder:
+    """Files in and below a folder; links are followed, but not back into a folder they lie in."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.files: dict[str, str] = {}
+        self.ignored: Counter[str] = Counter()
+        ahead: list[tuple[str, frozenset]] = [("", frozenset())]  # folders, each with those it lies in
+        while ahead:
+            folder, above = ahead.pop()
+            place = os.path.join(root, folder)
+            status = os.stat(place)
+            if (status.st_dev, status.st_ino) in above:
+                self.ignored[LINKS] += 1
+                continue
+            above |= {(status.st_dev, status.st_ino)}
+            with os.scandir(place) as items:
+                for item in items:
+                    kind = _kind(item)
+                    if kind == "folder":
+                        ahead.append((f"{folder}{item.name}/", above))
+                    elif kind == "file":
+                        self.files[clean_path(folder + item.name)] = folder + item.name
+                    else:
+                        self.ignored[LINKS] += 1
+
+    def read(self, paths: Collection[str]) -> Iterator[tuple[str, bytes | OSError]]:
+        for path in sorted(paths):
+            yield path, _attempt(self._read, self.files[path])
+
+    def _read(self, name: str) -> bytes:
+        with open(os.path.join(self.root, name), "rb") as file:
+            return _whole(file)
+
+
+def _kind(item: os.DirEntry) -> str | None:
+    try:
+        return "folder" if item.is_dir() else "file" if item.is_file() else None
+    except OSError:  # a link to itself, or into a place that may not be looked at
+        return None
+
+
+class Zip:
+    """Members of a .zip archive."""
+
+    def __init__(self, path: Path):
+        self.zip = zipfile.ZipFile(path)
+        self.files: dict[str, zipfile.ZipInfo] = {}
+        self.ignored: Counter[str] = Counter()
+        for member in self.zip.infolist():
+            if member.is_dir():
+                continue
+            if stat.S_ISLNK(member.external_attr >> 16):  # its content is the name of its target
+                self.ignored[LINKS] += 1
+                continue
+            name = clean_path(member.filename)
+            if member.flag_bits & 1:
+                raise RuntimeError(f"{name} in it is encrypted; unpack it and name the folder")
+            self.ignored[OLDER_COPIES] += name in self.files
+            self.files[name] = member
+
+    def read(self, paths: Collection[str]) -> Iterator[tuple[str, bytes | OSError]]:
+        for path in sorted(paths, key=lambda path: self.files[path].header_offset):
+            yield path, _attempt(self._read, self.files[path])
+
+    def _read(self, member: zipfile.ZipInfo) -> bytes:
+        with self.zip.open(member) as file:
+            return _whole(file)
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """tarfile takes a damaged or missing header for the end of the archive; here it is an error."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError, tarfile.EmptyHeaderError) as error:
+            raise tarfile.ReadError(str(error)) from None
+
+
+class Tar:
+    """Members of a .tar archive, compressed by gzip or not; one pass lists them, a second one reads them."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.files: dict[str, tuple[int, int]] = {}  # offset and size of the bytes
+        self.ignored: Counter[str] = Counter()
+        with (
+            self._open() as stream,
+            tarfile.open(fileobj=stream, mode="r:", tarinfo=_StrictTarInfo, encoding="utf-8") as archive,
+        ):
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # tarfile keeps them all, over 1 KB each
+                if member.isdir():
+                    continue
+                if not member.isreg() or member.issparse():
+                    self.ignored[LINKS] += 1
+                    continue
+                name = clean_path(member.name)
+                self.ignored[OLDER_COPIES] += name in self.files
+                self.files[name] = (member.offset_data, member.size)
+            while stream.read(1 << 20):  # up to the checksum with which a gzip file ends
+                pass
+
+    def _open(self) -> BinaryIO:
+        with open(self.path, "rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        return gzip.open(self.path) if packed else open(self.path, "rb")
+
+    def read(self, paths: Collection[str]) -> Iterator[tuple[str, bytes | OSError]]:
+        with self._open() as stream:
+            for path in sorted(paths, key=lambda path: self.files[path]):
+                yield path, _attempt(self._read, stream, *self.files[path])
+
+    @staticmethod
+    def _read(stream: BinaryIO, offset: int, size: int) -> bytes:
+        stream.seek(offset)
+        return _whole(stream, size)
+
+
+def _whole(file: BinaryIO, size: int | None = None) -> bytes:
+    """All of `file`, or the `size` bytes from here on."""
+    data = file.read(MAX_BYTES + 1 if size is None else min(size, MAX_BYTES + 1))
+    if len(data) > MAX_BYTES:
+        raise OSError(f"larger than {MAX_BYTES >> 20} MiB")
+    if size is not None and len(data) < size:
+        raise EOFError("cut short")
+    return data
+
+
+def _attempt(read: Callable[..., bytes], *args) -> bytes | OSError:
+    try:
+        return read(*args)
+    except OSError as error:
+        return error
+    except (*DAMAGED, RuntimeError) as error:  # the last: an unknown compression
+        return OSError(f"{error or 'cut short'}")
+
+
+def _open_store(path: Path, key: str) -> Store:
+    low = path.name.lower()
+    try:
+        if path.is_dir():
+            return Folder(path)
+        if low.endswith(".zip") and path.is_file():
+            return Zip(path)
+        if low.endswith(TAR_SUFFIXES) and path.is_file():
+            return Tar(path)
+    except DAMAGED as error:
+        raise UserError(
+            f"{key}: the archive {path} is damaged or cut short ({error or 'unexpected end'}); get it again"
+        ) from None
+    except RuntimeError as error:  # zipfile's choice for what it cannot open, so ours as well
+        raise UserError(f"{key}: cannot read the archive {path}: {error}") from None
+    except OSError as error:
+        place, reason = error.filename or path, error.strerror or error
+        raise UserError(
+            f"{key}: cannot read {place}: {reason}; mend its permissions or name another"
+        ) from None
+    raise UserError(
+        f"{key}: {path} is no folder and no .zip, .tar, .tar.gz or .tgz archive; name one of these"
+    )
+
+
+def _reason_to_ignore(path: str) -> str | None:
+    if "__MACOSX/" in path:
+        return "__MACOSX files"
+    if path.startswith(".") or "/." in path:
+        return "hidden files"
+    if os.path.splitext(path)[1].lower() not in EXTENSIONS:
+        return "files without an image extension"
+    return None
+
+
+def _manifest(store: Store, named: str | None) -> tuple[Manifest | None, str | None]:
+    """The manifest, and which of the store's files it is, if any.
+
+    Without a name it is manifest.csv at the root, or in the one folder that an archive wraps everything in.
+    """
+    if named:
+        path = existing_path("data.manifest", named)
+        try:
+            return parse_manifest(path.read_bytes(), named), None
+        except OSError as error:
+            raise UserError(
+                f"data.manifest: cannot read {named}: {error.strerror}; name a CSV file"
+            ) from None
+    tops = {path.split("/", 1)[0] for path in store.files}
+    for path in (MANIFEST, f"{min(tops)}/{MANIFEST}" if len(tops) == 1 else MANIFEST):
+        if path in store.files:
+            [(_, data)] = store.read([path])
+            if isinstance(data, OSError):
+                raise UserError(f"data.manifest: cannot read {path} in the data: {data}; mend or remove it")
+            return parse_manifest(data, f"{path} in the data"), path
+    return None, None
+
+
+def _without_suffix(path: Path) -> str:
+    name = path.as_posix()
+    for suffix in (".zip", *TAR_SUFFIXES):
+        if not path.is_dir() and name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+# ---- Kaggle ------------------------------------------------------------------------------------------------
+
+
+def _download(dataset: str) -> Path:
+    """The local folder of the Kaggle data set `dataset` (owner/name), downloaded unless it is there already.
+
+    Raises:
+        UserError: whatever keeps it from being had.
+    """
+    try:
+        # Its log goes to standard output and is dropped; the progress bar goes to standard error and stays.
+        with contextlib.redirect_stdout(io.StringIO()):
+            import kagglehub
+
+            return Path(kagglehub.dataset_download(dataset))
+    except Exception as error:  # of requests, of kagglehub and its SDK, of zipfile, of a full disk
+        raise UserError(
+            f"data.kaggle: could not download {dataset}: {_why(error)}; or download the archive by hand from "
+            f"https://www.kaggle.com/datasets/{dataset} and set data.source=folder data.path=archive.zip"
+        ) from None
+
+
+def _why(error: Exception) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    bases = {base.__name__ for base in type(error).__mro__}
+    if status == 404:
+        return "there is no such data set; check the spelling"
+    if status in (401, 403):
+        return "it is private or asks for consent; accept its terms on its page and set KAGGLE_API_TOKEN"
+    if bases & {"ConnectionError", "Timeout"}:
+        return "Kaggle cannot be reached; check the network"
+    if isinstance(error, ImportError):
+        return "kagglehub is not installed; run pip install -r requirements.txt"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}; try again"

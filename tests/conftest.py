@@ -1,0 +1,107 @@
+"""What several test files draw, prepare or build."""
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detector.data.ingest import ingest
+from detector.data.splits import Entry
+from detector.params import Params, load_params
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class MemorySource:
+    """A `detector.data.sources.Source` of files in memory, at "<split>/<class>/<name>"."""
+
+    files: Mapping[str, bytes | OSError]
+    attributes: Mapping[str, dict[str, str]] = field(default_factory=dict)
+    name: str = "memory"
+    classes: tuple[str, ...] = ("real", "fake")
+    ignored: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def entries(self) -> list[Entry]:
+        return [
+            Entry(path, *path.split("/")[:2], group=path, attributes=self.attributes.get(path, {}))
+            for path in sorted(self.files)
+        ]
+
+    def read(self):
+        return ((entry, self.files[entry.path]) for entry in self.entries)
+
+
+@pytest.fixture(scope="session")
+def defaults() -> Params:
+    """The shipped params.yaml."""
+    return load_params(ROOT / "params.yaml")
+
+
+@pytest.fixture(scope="session")
+def photo() -> Callable[..., np.ndarray]:
+    """photo(height, width, seed): soft blotches of colour, uint8 (height, width, 3); no two seeds alike."""
+
+    def draw(height: int = 40, width: int = 56, seed: int = 0) -> np.ndarray:
+        small = np.random.default_rng(seed).integers(30, 226, (4, 5, 3), np.uint8)
+        return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def encode() -> Callable[..., bytes]:
+    """encode(pixels or Image, format, **options of Pillow): the bytes of an image file."""
+
+    def to_bytes(image: np.ndarray | Image.Image, format: str = "PNG", **options) -> bytes:
+        file = io.BytesIO()
+        (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(file, format, **options)
+        return file.getvalue()
+
+    return to_bytes
+
+
+@pytest.fixture(scope="session")
+def memory_source() -> type[MemorySource]:
+    return MemorySource
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory, encode) -> Path:
+    """Prepared data: 16 train, 6 validation, 7 test images; image i, in the manifest's order, is of one colour, i."""
+    folder = tmp_path_factory.mktemp("prepared")
+    places = sorted(
+        f"{split}/{('real', 'fake')[number % 2]}/{number:02d}.png"
+        for split, count in (("train", 16), ("validation", 6), ("test", 7))
+        for number in range(count)
+    )
+    flat = {path: encode(np.full((30 + i, 50 - i, 3), i, np.uint8)) for i, path in enumerate(places)}
+    ingest(MemorySource(flat), folder, max_side=1024)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def network(defaults):
+    """The untrained Xception detector for images of 71 x 71, its smallest; not to be changed."""
+    from detector.model.backend import keras
+    from detector.model.network import build_network
+    from detector.model.weights import InitialWeights
+
+    keras.utils.clear_session()  # layers without a name of their own are numbered, as in a fresh process
+    keras.utils.set_random_seed(5)
+    return build_network(defaults.model.model_copy(update={"image_size": 71}), InitialWeights("random"), "float32")
+
+
+@pytest.fixture(scope="session")
+def model_file(network, tmp_path_factory) -> Path:
+    """`network`, saved with the classes "camera" and "swap"."""
+    from detector.model.export import ModelCard, save_model
+
+    path = tmp_path_factory.mktemp("model") / "model.keras"
+    save_model(network, ModelCard(["camera", "swap"], 71, "xception", "random", "d1635700"), path)
+    return path

@@ -1,0 +1,300 @@
+import copy
+import math
+from functools import reduce
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from detector.errors import UserError
+from detector.params import Params, flatten, load_params
+
+TEXT = (Path(__file__).resolve().parents[2] / "params.yaml").read_text(encoding="utf-8")
+SHIPPED = yaml.safe_load(TEXT)
+
+
+def leaves(section: dict, above: str = "") -> dict:
+    found = {}
+    for key, value in section.items():
+        found |= leaves(value, f"{above}{key}.") if isinstance(value, dict) else {above + key: value}
+    return found
+
+
+def sections(section: dict, above: str = "") -> list[str]:
+    inner = [(f"{above}{key}", value) for key, value in section.items() if isinstance(value, dict)]
+    return [path for name, value in inner for path in (name, *sections(value, f"{name}."))]
+
+
+LEAVES = leaves(SHIPPED)
+SECTIONS = sections(SHIPPED)
+NUMBERS = {key for key, value in LEAVES.items() if type(value) in (int, float)}
+FRACTIONAL = {key for key in NUMBERS if key.startswith("augment.") or type(LEAVES[key]) is float}
+
+
+def changed(key: str, value=None, *, remove: bool = False) -> dict:
+    content = copy.deepcopy(SHIPPED)
+    *above, last = key.split(".")
+    section = reduce(dict.__getitem__, above, content)
+    section[last] = value
+    if remove:
+        del section[last]
+    return content
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory):
+    """load(content): what `load_params` makes of a file with that content."""
+    path = tmp_path_factory.mktemp("params") / "params.yaml"
+
+    def from_content(content: dict | str | bytes) -> Params:
+        if isinstance(content, dict):
+            content = yaml.safe_dump(content)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+        return load_params(path)
+
+    return from_content
+
+
+@pytest.fixture(scope="module")
+def refused(load):
+    """refused(content): the message, without the file's name."""
+
+    def message(content: dict | str | bytes) -> str:
+        with pytest.raises(UserError) as caught:
+            load(content)
+        file, _, rest = str(caught.value).partition("params.yaml: ")
+        assert file and rest and len(str(caught.value).splitlines()) == 1
+        return rest
+
+    return message
+
+
+def test_the_shipped_file_loads_as_it_is_written(load):
+    assert flatten(load(TEXT)) == LEAVES
+
+
+def test_a_path_is_taken_as_text_or_path(tmp_path):
+    (tmp_path / "other.yaml").write_text(TEXT)
+    assert load_params(str(tmp_path / "other.yaml")) == load_params(tmp_path / "other.yaml")
+
+
+def test_parameters_cannot_be_changed(load):
+    params = load(TEXT)
+    with pytest.raises(ValueError):
+        params.train.epochs = 3
+
+
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**20), 10**20),
+    st.floats(),
+    st.text(max_size=12),
+    st.dates(),
+    st.binary(max_size=8),
+)
+anything = st.one_of(scalars, st.lists(scalars, max_size=3), st.dictionaries(st.text(max_size=5), scalars, max_size=2))
+
+
+def is_of_its_type(key: str, value) -> bool:
+    allowed = type(LEAVES[key])
+    if key in FRACTIONAL:
+        return type(value) in (int, float)
+    return type(value) is allowed or (LEAVES[key] is None and type(value) is str)
+
+
+@settings(max_examples=120, deadline=None)
+@given(key=st.sampled_from(sorted(LEAVES)), value=anything)
+def test_a_value_of_a_wrong_type_is_refused_by_name(refused, key, value):
+    assume(not is_of_its_type(key, value))
+    message = refused(changed(key, value))
+    assert message.startswith(f"{key}: must be ")
+    assert ", got " in message
+    assert len(message) < 250
+
+
+@pytest.mark.parametrize("key", sorted(NUMBERS))
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1e-9, True], ids=repr)
+def test_every_number_has_a_lower_bound_and_is_a_number(refused, key, value):
+    assert refused(changed(key, value)).startswith(f"{key}: must be a")
+
+
+# The bounds, written down a second time: (lowest, highest) that are taken, (below, above) that are not.
+@pytest.mark.parametrize(
+    ("key", "taken", "not_taken"),
+    [
+        ("seed", [0, 2**32 - 1], [-1, 2**32]),
+        ("data.validation_fraction", [0.001, 0.999], [0, 1, 0.0, 1.0]),
+        ("data.test_fraction", [0.001, 0.999], [0, 1]),
+        ("data.max_side", [71, 16384], [70, 16385]),
+        ("data.sample.train", [4, 1_000_000], [3, 1_000_001]),
+        ("data.sample.validation", [4, 1_000_000], [3, 1_000_001]),
+        ("data.sample.test", [4, 1_000_000], [3, 1_000_001]),
+        ("data.sample.size", [64, 1024], [63, 1025]),
+        ("data.kaggle", ["a/b", "A-b.c_9/x.y"], ["a", "a/b/c", "/b", "a/", "a b/c", "https://a/b", "a/b\n", ""]),
+        ("data.real_class", ["0"], [""]),
+        ("data.source", ["sample", "kaggle"], ["Sample", "url", ""]),
+        ("model.backbone", ["xception"], ["Xception", "resnet50"]),
+        ("model.weights", ["auto", "none", "a/b.weights.h5"], [""]),
+        ("model.image_size", [71, 1024], [70, 1025]),
+        ("model.dense_units", [1, 8192], [0, 8193]),
+        ("model.dropout", [0, 0.0, 0.999], [1, 1.0, -0.1]),
+        ("model.batch_norm_momentum", [0.001, 0.999], [0, 1]),
+        ("augment.rotation", [0, 180], [-1, 180.5]),
+        ("augment.width_shift", [0, 0.99], [1, -0.1]),
+        ("augment.height_shift", [0, 0.99], [1, -0.1]),
+        ("augment.shear", [0, 60], [61, -1]),
+        ("augment.zoom", [0, 0.99], [1, -0.1]),
+        ("augment.horizontal_flip", [True, False], [0, 1, "yes"]),
+        ("augment.brightness", [[1, 1], [0.1, 4]], [[], [1], [1, 1, 1], [0, 1], [1, 4.1], [1.2, 0.8], [True, 2]]),
+        ("train.epochs", [1, 10_000], [0, 10_001, 1.0, 1.5]),
+        ("train.batch_size", [2, 4096], [1, 4097]),
+        ("train.learning_rate", [1e-12, 1, 1.0], [0, 1.01]),
+        ("train.early_stopping_patience", [1, 10**6], [0]),
+        ("train.reduce_lr_factor", [0.001, 0.999], [0, 1]),
+        ("train.reduce_lr_patience", [1, 10**6], [0]),
+        ("train.precision", ["auto", "float32", "bfloat16"], ["float16", "mixed", ""]),
+        ("evaluate.threshold", [0.001, 0.999], [0, 1]),
+        ("plot.grid_images", [1, 100], [0, 101]),
+    ],
+)
+def test_ranges(load, refused, key, taken, not_taken):
+    for value in taken:
+        assert flatten(load(changed(key, value)))[key] == value
+    for value in not_taken:
+        assert refused(changed(key, value)).startswith(key)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("train.epochs", 0.5, "train.epochs: must be a whole number at least 1 and at most 10000, got 0.5"),
+        ("train.epochs", True, "train.epochs: must be a whole number at least 1 and at most 10000, got true"),
+        ("train.learning_rate", "abc", "train.learning_rate: must be a number above 0 and at most 1, got 'abc'"),
+        ("train.precision", "fp16", "train.precision: must be one of auto, float32, bfloat16, got 'fp16'"),
+        ("evaluate.threshold", None, "evaluate.threshold: must be a number above 0 and below 1, got null"),
+        ("model.backbone", "vgg", "model.backbone: must be xception, got 'vgg'"),
+        ("model.weights", "", "model.weights: must be a text that is not empty, got ''"),
+        ("augment.horizontal_flip", 1, "augment.horizontal_flip: must be true or false, got 1"),
+        ("augment.brightness", [1], "augment.brightness: must be a list of 2 numbers, got [1]"),
+        ("augment.brightness", [0, 2], "augment.brightness.0: must be a number above 0 and at most 4, got 0"),
+        ("augment.brightness", [2, 1], "augment.brightness: must be [from, to] with from no larger than to"),
+        ("data.kaggle", "faces", "data.kaggle: must be a text like owner/name, got 'faces'"),
+        ("data.path", 3, "data.path: must be a text or null, got 3"),
+        ("data.sample", 7, "data.sample: must be a section of keys, got 7"),
+        ("data.sample", None, "data.sample: must be a section of keys, got null"),
+        ("data.source", "folder", "data.path: must name a folder or an archive when data.source is folder"),
+        ("plot.grid_images", [7] * 99, "plot.grid_images: must be a whole number at least 1 and at most 100, got ["),
+    ],
+)
+def test_messages_say_what_is_allowed_and_what_was_given(refused, key, value, message):
+    assert refused(changed(key, value)).startswith(message)
+
+
+@pytest.mark.parametrize("key", sorted([*LEAVES, *SECTIONS]))
+def test_a_missing_key_is_named(refused, key):
+    assert refused(changed(key, remove=True)) == f"{key}: missing; add it"
+
+
+@pytest.mark.parametrize("section", ["", *(f"{name}." for name in SECTIONS)])
+def test_an_unknown_key_is_named(refused, section):
+    assert refused(changed(f"{section}epoch", 3)) == f"{section}epoch: unknown key; remove it or mend its spelling"
+
+
+def test_all_faults_are_told_at_once(refused):
+    message = refused(changed("train.epochs", 0) | changed("model.dropout", 2) | {"extra": 1})
+    assert "train" not in message  # the later copy brought a whole section back
+    assert [part.split(":")[0] for part in message.split("; ")] == [
+        "model.dropout",
+        "extra",
+        "remove it or mend its spelling",
+    ]
+
+
+def test_a_folder_needs_a_path(load, refused):
+    content = changed("data.source", "folder")
+    assert refused(content).startswith("data.path: ")
+    content["data"]["path"] = ""
+    assert refused(content).startswith("data.path: ")
+    content["data"]["path"] = "faces"
+    assert load(content).data.path == "faces"
+
+
+@pytest.mark.parametrize("number", ["1e-4", "1E-4", "1.e-4", "1.0e-4", ".1e-3", "+1e-4", "0.0001", "1.0e-04"])
+def test_a_number_in_scientific_notation_is_a_number(load, number):
+    text = TEXT.replace("learning_rate: 0.0001", f"learning_rate: {number}")
+    assert load(text).train.learning_rate == pytest.approx(1e-4)
+
+
+def test_what_only_looks_like_scientific_notation_stays_a_text(load):
+    assert load(TEXT.replace("weights: auto", "weights: 1e4.h5")).model.weights == "1e4.h5"
+
+
+@pytest.mark.parametrize(
+    ("line", "again"), [("seed: 42", "seed: 43"), ("  epochs: 8", "  epochs: 8"), ("    size: 128", "    size: 64")]
+)
+def test_a_key_given_twice_is_refused_with_its_line(refused, line, again):
+    number = next(i for i, text in enumerate(TEXT.splitlines(), 1) if text.startswith(line))
+    text = "\n".join(f"{text}\n{again}" if text.startswith(line) else text for text in TEXT.splitlines())
+    key = line.split(":")[0].strip()
+    assert refused(text) == f"not valid YAML in line {number + 1}: {key} stands twice in one section; mend it"
+
+
+def test_the_same_key_in_two_sections_is_fine(load):
+    assert load(TEXT).data.path is None  # "train" is a section and a key of data.sample
+
+
+def test_anchors_and_merges_work(load):
+    text = TEXT.replace("  sample:  ", "  sample: &sizes  ").replace("seed: 42", "seed: &seed 64")
+    text = text.replace("    size: 128", "    <<: {size: *seed}")
+    assert load(text).data.sample.size == 64
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "the whole file: must be a section of keys, got null"),
+        ("[]", "the whole file: must be a section of keys, got []"),
+        ("5", "the whole file: must be a section of keys, got 5"),
+        (TEXT + "\n1: 2\n", "1: unknown key"),
+        (TEXT + "\n? [a]\n: b\n", "not valid YAML in line "),
+        (TEXT.replace("seed: 42", "seed: 2024-13-45"), "not valid YAML: month must be in 1..12"),
+        (TEXT.replace("seed: 42", "seed: !!int abc"), "not valid YAML"),
+        (TEXT.replace("seed: 42", "seed: !!bool x"), "not valid YAML"),
+        (TEXT.replace("seed: 42", "seed: !!timestamp x"), "not valid YAML"),
+        (TEXT.replace("seed: 42", "seed: !!python/object/apply:os.getcwd []"), "not valid YAML in line 2"),
+        ("seed: [", "not valid YAML in line 1"),
+        ("seed: x: y", "not valid YAML in line 1: mapping values are not allowed here"),
+        ("a: &a [*a]", "seed: missing"),
+        ("? &a [*a]\n: 1", "not valid YAML"),
+        ("[" * 2000, "not valid YAML"),
+        (b"\xff\xfe\0", "not valid YAML"),
+        ("a: \0", "not valid YAML"),
+    ],
+    ids=lambda value: repr(value[-30:]),
+)
+def test_broken_files_end_in_one_line(refused, text, says):
+    assert says in refused(text)
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.one_of(st.text(alphabet="ab1 :-[]{}&*!?|>'\"#%@\n\t.<=,e~", max_size=40), st.binary(max_size=40)))
+@example("!!map 5")
+@example("=")
+@example("'\\ud800': 1")
+def test_no_text_at_all_gets_past_the_one_line(load, text):
+    with pytest.raises(UserError):
+        load(text)
+
+
+def test_a_missing_file_and_a_folder(tmp_path):
+    with pytest.raises(UserError, match="not found; run from the project's root"):
+        load_params(tmp_path / "params.yaml")
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        load_params(tmp_path)
+
+
+def test_flatten_of_one_section(load):
+    assert flatten(load(TEXT).evaluate) == {"threshold": 0.5}

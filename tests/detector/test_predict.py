@@ -1,0 +1,181 @@
+import zipfile
+
+import numpy as np
+import pytest
+
+from detector.data.decode import BrokenImage, decode, resize
+from detector.errors import UserError
+from detector.model.backend import keras
+from detector.model.export import ModelCard
+from detector.predict import Detector, p_fake
+
+
+class MeanBrightness:
+    """Stands in for a network: the score is an image's mean; `shapes` are those of the batches it got."""
+
+    def __init__(self):
+        self.shapes = []
+
+    def predict_on_batch(self, batch: np.ndarray) -> np.ndarray:
+        self.shapes.append(batch.shape)
+        return batch.reshape(len(batch), -1).mean(1, keepdims=True).astype(np.float32) / 255
+
+
+def flat(*levels: int) -> np.ndarray:
+    return np.broadcast_to(np.array(levels, np.uint8)[:, None, None, None], (len(levels), 4, 4, 3))
+
+
+@pytest.fixture(scope="module")
+def detector(model_file) -> Detector:
+    return Detector(model_file)
+
+
+@pytest.fixture(scope="module")
+def photos(photo) -> list[np.ndarray]:
+    """Images of all shapes, one of them of the model's own."""
+    return [photo(*shape, seed=i) for i, shape in enumerate([(71, 71), (40, 90), (200, 30), (1, 1), (71, 72)])]
+
+
+# ---- p_fake ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("last", [1, 2, 3])
+def test_the_last_batch_is_filled_up_to_the_shape_of_the_first_and_the_filling_dropped(last):
+    levels = list(range(10, 10 + 6 + last))
+    model = MeanBrightness()
+    scores = p_fake(model, [flat(*levels[:3]), flat(*levels[3:6]), flat(*levels[6:])])
+    assert set(model.shapes) == {(3, 4, 4, 3)}
+    assert scores.dtype == np.float64 and scores.shape == (6 + last,)
+    np.testing.assert_allclose(scores, np.array(levels) / 255, rtol=1e-6)
+
+
+def test_a_single_short_batch_is_not_filled_up():
+    model = MeanBrightness()
+    assert len(p_fake(model, [flat(1, 2)])) == 2
+    assert model.shapes == [(2, 4, 4, 3)]
+
+
+def test_no_batches_make_no_scores():
+    scores = p_fake(MeanBrightness(), [])
+    assert scores.shape == (0,) and scores.dtype == np.float64
+
+
+def test_batches_are_taken_one_by_one():
+    taken = []
+
+    def batches():
+        for i in range(3):
+            taken.append(i)
+            yield flat(i)
+
+    model = MeanBrightness()
+    model.predict_on_batch = lambda batch: (taken.append("scored"), MeanBrightness().predict_on_batch(batch))[1]
+    p_fake(model, batches())
+    assert taken == [0, "scored", 1, "scored", 2, "scored"]
+
+
+# ---- Detector --------------------------------------------------------------------------------------------------
+
+
+def test_the_card_is_that_of_the_file(detector):
+    assert detector.card == ModelCard(["camera", "swap"], 71, "xception", "random", "d1635700")
+
+
+def test_scores_are_the_networks_on_the_resized_images(detector, network, photos):
+    expected = network.predict_on_batch(np.stack([resize(image, 71) for image in photos]))[:, 0]
+    assert len(set(expected.tolist())) == len(photos)
+    scores = detector.score(photos)
+    assert scores.shape == (len(photos),) and scores.dtype == np.float64
+    np.testing.assert_allclose(scores, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_scores_do_not_hang_on_the_batches(detector, photos, batch_size):
+    np.testing.assert_allclose(detector.score(photos, batch_size), detector.score(photos), atol=1e-6)
+
+
+def test_an_image_scores_the_same_alone_and_among_others(detector, photos):
+    alone = [detector.score([image])[0] for image in photos]
+    np.testing.assert_allclose(detector.score(photos), alone, atol=1e-6)
+
+
+def test_files_score_as_what_they_are_decoded_to(detector, photos, encode):
+    files = [
+        encode(image, format) for image, format in zip(photos, ("PNG", "JPEG", "WEBP", "BMP", "JPEG"), strict=True)
+    ]
+    np.testing.assert_array_equal(detector.score_files(iter(files)), detector.score([decode(file) for file in files]))
+
+
+def test_a_broken_file_is_told(detector, photos, encode):
+    with pytest.raises(BrokenImage):
+        detector.score_files([encode(photos[0]), b"no image"])
+
+
+def test_nothing_to_score(detector):
+    assert detector.score([]).shape == detector.score_files([]).shape == (0,)
+
+
+def test_images_are_taken_a_batch_at_a_time(detector, photos, monkeypatch):
+    taken = []
+
+    def images():
+        for i in range(5):
+            taken.append(i)
+            yield photos[0]
+
+    model = MeanBrightness()
+    model.predict_on_batch = lambda batch: (taken.append("scored"), MeanBrightness().predict_on_batch(batch))[1]
+    monkeypatch.setattr(detector, "model", model)
+    assert len(detector.score(images(), batch_size=2)) == 5
+    assert taken == [0, 1, "scored", 2, 3, "scored", 4, "scored"]
+
+
+def test_labels_are_the_cards_and_the_threshold_itself_is_fake(detector):
+    scores = np.array([0, 0.2, 0.4999, 0.5, 0.9, 1])
+    assert detector.labels(scores) == ["camera"] * 3 + ["swap"] * 3
+    assert detector.labels(scores, threshold=0.2) == ["camera"] + ["swap"] * 5
+    assert detector.labels(np.empty(0)) == []
+
+
+def test_a_missing_file_and_one_that_is_no_model(tmp_path):
+    with pytest.raises(UserError, match="not found"):
+        Detector(tmp_path / "gone.keras")
+    (tmp_path / "text.keras").write_text("hello")
+    with pytest.raises(UserError, match="not a model of this project"):
+        Detector(str(tmp_path / "text.keras"))
+
+
+def test_a_model_file_with_damage_inside_is_refused(model_file, tmp_path):
+    with zipfile.ZipFile(model_file) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    half = len(members["model.weights.h5"]) // 2
+    damages = [
+        {"model.weights.h5": members["model.weights.h5"][:half]},
+        {"model.weights.h5": b""},
+        {"config.json": b"{}"},
+        {"config.json": members["config.json"][:5000]},
+    ]
+    path = tmp_path / "model.keras"
+    for damage in damages:
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in (members | damage).items():
+                archive.writestr(name, content)
+        with pytest.raises(UserError, match=r"model\.keras: cannot be loaded .*; get it again or run") as caught:
+            Detector(path)
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_model_under_another_suffix_is_told(model_file, tmp_path):
+    (tmp_path / "model.zip").write_bytes(model_file.read_bytes())
+    with pytest.raises(UserError, match=r"model\.zip: cannot be loaded"):
+        Detector(tmp_path / "model.zip")
+
+
+def test_a_model_file_cannot_bring_code_of_its_own(model_file, tmp_path):
+    image = keras.Input((4, 4, 3))
+    model = keras.Model(image, keras.layers.Lambda(lambda x: x[:, 0, 0, :1])(image))
+    model.save(tmp_path / "hostile.keras")
+    with zipfile.ZipFile(model_file) as archive, zipfile.ZipFile(tmp_path / "hostile.keras", "a") as hostile:
+        hostile.writestr("detector.json", archive.read("detector.json"))
+    with pytest.raises(UserError, match="cannot be loaded"):
+        Detector(tmp_path / "hostile.keras")

@@ -1,0 +1,63 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from detector.errors import UserError
+from detector.results import read_json, read_text, write_json
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(content=st.dictionaries(st.text(), values, max_size=4))
+def test_round_trip(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "round.json"
+    write_json(path, content)
+    assert read_json(path) == content
+
+
+def test_the_file_is_for_people_and_for_diffs(tmp_path):
+    write_json(tmp_path / "a.json", {"n": 2, "auc": 0.5, "classes": ["real", "fake"]})
+    text = (tmp_path / "a.json").read_text()
+    assert text.startswith('{\n  "n": 2,\n  "auc": 0.5,\n') and text.endswith("}\n")
+    write_json(tmp_path / "b.json", {"n": 2, "auc": 0.5, "classes": ["real", "fake"]})
+    assert (tmp_path / "b.json").read_bytes() == (tmp_path / "a.json").read_bytes()
+
+
+def test_folders_are_made(tmp_path):
+    write_json(tmp_path / "metrics" / "new" / "a.json", {})
+    assert read_json(tmp_path / "metrics" / "new" / "a.json") == {}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, np.float64("nan"), {"deep": [-math.inf]}])
+def test_what_json_cannot_say_is_refused_and_the_former_file_stays(tmp_path, value):
+    path = tmp_path / "a.json"
+    write_json(path, {"loss": 1})
+    with pytest.raises(ValueError):
+        write_json(path, {"loss": value})
+    assert read_json(path) == {"loss": 1}
+
+
+def test_read_text_strips(tmp_path):
+    (tmp_path / "run_id").write_text("\n abc \n")
+    assert read_text(tmp_path / "run_id") == "abc"
+
+
+@pytest.mark.parametrize("read", [read_json, read_text])
+def test_a_missing_file_says_which_and_what_to_do(tmp_path, read):
+    with pytest.raises(UserError, match=r"a\.json: not found; run `dvc repro` first"):
+        read(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1', b"abc", b"\xff\xfe"])
+def test_a_damaged_file_says_which_and_what_to_do(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.json: not valid JSON .*; run `dvc repro -f`"):
+        read_json(tmp_path / "a.json")
