@@ -1,0 +1,390 @@
+"""The pipeline as its user runs it, on a clone: repro, a queued sweep, resume after a kill, and what goes wrong."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import mlflow
+import numpy as np
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = {
+    "data": {"sample": {"train": 48, "validation": 16, "test": 16, "size": 80}},
+    "model": {"image_size": 71, "weights": "none"},
+    "train": {"epochs": 2, "batch_size": 16},
+    "plot": {"grid_images": 4},
+}
+
+
+def merged(base: dict, change: dict) -> dict:
+    return {
+        key: merged(value, change[key]) if isinstance(change.get(key), dict) else change.get(key, value)
+        for key, value in base.items()
+    }
+
+
+class Clone:
+    """A fresh clone of the working tree, with small parameters committed."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        files = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        ).stdout.split("\0")  # fmt: skip
+        for name in filter(None, files):
+            if (ROOT / name).is_file() and name != "dvc.lock":
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, folder / name)
+        self.set_params(SMALL)
+        for command in ("init -q", "add -A", "commit -q -m small"):
+            self.run("git", "-c", "user.name=Test", "-c", "user.email=test@example.com", *command.split())
+
+    def set_params(self, change: dict) -> None:
+        params = yaml.safe_load((ROOT / "params.yaml").read_text())
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(merged(merged(params, SMALL), change), sort_keys=False))
+
+    @property
+    def environment(self) -> dict:
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "GIT_", "KERAS_"))}
+        identity = {f"GIT_{who}_{what}": "test@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{inherited['PATH']}"
+        return {**inherited, **identity, "PATH": path, "PYTHONUNBUFFERED": "1"}
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess:
+        done = subprocess.run(
+            command, cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=500,
+        )  # fmt: skip
+        if check and done.returncode:
+            pytest.fail(f"{' '.join(command)} exited {done.returncode}:\n{done.stdout[-3000:]}")
+        return done
+
+    def start(self, *command: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            command, cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+
+    def stage(self, name: str, check: bool = True) -> subprocess.CompletedProcess:
+        return self.run("python", "-m", f"stages.{name}", check=check)
+
+    def runs(self) -> list:
+        client = mlflow.MlflowClient(f"sqlite:///{self.folder / 'mlruns' / 'mlflow.db'}")
+        experiment = client.get_experiment_by_name("deepfake-detector")
+        return client.search_runs([experiment.experiment_id]) if experiment else []
+
+    def read(self, path: str) -> dict:
+        return json.loads((self.folder / path).read_text())
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Clone:
+    return Clone(tmp_path_factory.mktemp("clone"))
+
+
+@pytest.fixture(scope="module")
+def trained(clone) -> Clone:
+    """The clone after `dvc repro`; its output is in `trained.output`."""
+    clone.output = clone.run("dvc", "repro").stdout
+    clone.run("git", "add", "-A")
+    clone.run("git", "commit", "-q", "-m", "trained")
+    return clone
+
+
+def test_repro_writes_what_the_readme_promises(trained):
+    for place in ("metrics/data.json", "metrics/train.json", "metrics/evaluate.json", "metrics/history.csv",
+                  "metrics/predictions.csv", "metrics/roc.csv", "models/model.keras"):  # fmt: skip
+        assert (trained.folder / place).stat().st_size > 0, place
+    evaluation = trained.read("metrics/evaluate.json")
+    assert list(evaluation) == ["test", "test_perturbed"]
+    for metrics in evaluation.values():
+        assert metrics["n"] == 16
+        assert {"accuracy", "loss", "auc", "per_class", "confusion"} <= metrics.keys()
+        assert set(metrics["per_class"]["fake"]) == {"precision", "recall", "f1", "support"}
+    predictions = list(csv.DictReader((trained.folder / "metrics/predictions.csv").open()))
+    assert len(predictions) == 32
+    assert {row["label"] for row in predictions} == {"0", "1"}
+    assert all(0 <= float(row["p_fake"]) <= 1 for row in predictions)
+    pictures = {file.name for file in (trained.folder / "metrics/plots").iterdir()}
+    assert {"accuracy.png", "loss.png", "roc.png", "sample.png", "predictions_test.png"} <= pictures
+    assert trained.run("git", "status", "--porcelain").stdout == ""
+
+
+def test_console_is_quiet(trained):
+    noise = re.findall(r".*(?:oneDNN|cuda|cuInit|absl|Traceback|UserWarning|FutureWarning|INFO mlflow).*", trained.output)
+    assert noise == []
+    assert "\r" not in trained.output
+    assert "WARNING" not in trained.output
+
+
+def test_second_repro_does_nothing(trained):
+    output = trained.run("dvc", "repro").stdout
+    assert output.count("didn't change, skipping") == 4
+    assert len(trained.runs()) == 1
+
+
+def test_the_run_holds_everything(trained):
+    (run,) = trained.runs()
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.epochs"] == "2"
+    assert run.data.params["evaluate.threshold"] == "0.5"
+    assert run.data.tags["weights"] == "random"
+    assert run.data.tags["data.digest"] == trained.read("metrics/data.json")["digest"]
+    assert len(run.data.tags["mlflow.source.git.commit"]) == 40
+    client = mlflow.MlflowClient(f"sqlite:///{trained.folder / 'mlruns' / 'mlflow.db'}")
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "val_loss")] == [1, 2]
+    evaluation = trained.read("metrics/evaluate.json")
+    assert run.data.metrics["test.auc"] == pytest.approx(evaluation["test"]["auc"])
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {"metrics", "plots"}
+
+
+def test_pyfunc_scores_raw_images_as_evaluate_did(trained):
+    code = """
+import csv, sys, pandas as pd, mlflow
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model(f"runs:/{sys.argv[2]}/model")
+rows = [row for row in csv.DictReader(open("metrics/predictions.csv")) if row["set"] == "test"]
+images = [open("data/prepared/sample/" + row["path"], "rb").read() for row in rows]
+scored = model.predict(pd.DataFrame({"image": images}))
+assert list(scored.columns) == ["p_fake", "label"], scored
+print(max(abs(scored["p_fake"] - [float(row["p_fake"]) for row in rows])))
+"""
+    (run,) = trained.runs()
+    uri = f"sqlite:///{trained.folder / 'mlruns' / 'mlflow.db'}"
+    output = trained.run("python", "-c", code, uri, run.info.run_id).stdout
+    assert float(output.splitlines()[-1]) < 1e-4
+
+
+def test_from_scratch_again_gives_the_same_numbers(trained):
+    def numbers() -> list:
+        names = ("data.json", "train.json", "evaluate.json", "history.csv", "predictions.csv")
+        return [(trained.folder / "metrics" / name).read_text() for name in names]
+
+    before, model = numbers(), (trained.folder / "models/model.keras").read_bytes()
+    shutil.rmtree(trained.folder / "data/prepared")
+    for name in ("prepare", "train", "evaluate"):
+        trained.stage(name)
+    assert numbers() == before
+    assert (trained.folder / "models/model.keras").read_bytes() == model
+
+
+def test_another_threshold_becomes_a_child_run(trained):
+    (trained_by,) = (run for run in trained.runs() if run.info.run_id == (trained.folder / "models/run_id").read_text().strip())
+    before = len(trained.runs())
+    trained.set_params({"evaluate": {"threshold": 0.25}})
+    trained.stage("evaluate")
+    trained.stage("evaluate")
+    trained.set_params({})
+    new = [run for run in trained.runs() if run.data.tags.get("mlflow.parentRunId") == trained_by.info.run_id]
+    assert len(trained.runs()) == before + 1
+    assert [run.data.params["evaluate.threshold"] for run in new] == ["0.25"]
+    assert trained.runs() and trained_by.data.params["evaluate.threshold"] == "0.5"
+
+
+def test_queued_experiments_are_runs_in_the_one_store(trained):
+    before = {run.info.run_id for run in trained.runs()}
+    trained.run("dvc", "repro", "-f", "-s", "plot")
+    trained.run("dvc", "exp", "run", "--queue", "-S", "train.learning_rate=0.002,0.004", "-S", "train.epochs=1")
+    trained.run("dvc", "queue", "start", "-j", "2")
+    deadline = time.time() + 400
+    while time.time() < deadline:
+        status = trained.run("dvc", "queue", "status").stdout
+        if status.count("Success") + status.count("Failed") == 2:
+            break
+        time.sleep(3)
+    assert status.count("Success") == 2, status
+    new = [run for run in trained.runs() if run.info.run_id not in before]
+    assert sorted(run.data.params["train.learning_rate"] for run in new) == ["0.002", "0.004"]
+    table = trained.run("dvc", "exp", "show", "--csv").stdout
+    for run in new:
+        assert run.data.tags["dvc.experiment"] == run.info.run_name
+        assert run.info.run_name in table
+        assert "test.auc" in run.data.metrics
+    assert not (trained.folder / ".dvc/tmp/exps/mlruns").exists()
+
+
+def test_a_killed_training_goes_on_in_the_same_run(trained):
+    before = {run.info.run_id for run in trained.runs()}
+    trained.set_params({"train": {"epochs": 3}, "seed": 7})
+    training = trained.start("python", "-m", "stages.train")
+    for line in training.stdout:
+        if line.startswith("epoch 1/3"):
+            os.killpg(training.pid, signal.SIGKILL)
+            break
+    training.wait()
+    output = trained.stage("train").stdout
+    trained.set_params({})
+    assert "going on after epoch 1 of 3" in output
+    assert "epoch 1/3" not in output
+    assert "epoch 3/3" in output
+    (run,) = (run for run in trained.runs() if run.info.run_id not in before)
+    assert run.info.status == "FINISHED"
+    client = mlflow.MlflowClient(f"sqlite:///{trained.folder / 'mlruns' / 'mlflow.db'}")
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "val_loss")] == [1, 2, 3]
+    assert list((trained.folder / "models/checkpoints").iterdir()) == []
+
+
+# ---- what goes wrong ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory) -> Clone:
+    return Clone(tmp_path_factory.mktemp("broken"))
+
+
+def image_tree(folder: Path, counts: dict[str, int]) -> Path:
+    rng = np.random.default_rng(0)
+    for place, count in counts.items():
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            cv2.imwrite(str(folder / place / f"{i}.jpg"), rng.integers(0, 255, (80, 80, 3), dtype=np.uint8))
+    return folder
+
+
+WHOLE = {f"{split}/{kind}": 3 for split in ("Train", "Validation", "Test") for kind in ("Real", "Fake")}
+
+
+def fails_in_one_line(clone: Clone, params: dict, stage: str = "prepare") -> str:
+    clone.set_params(params)
+    done = clone.stage(stage, check=False)
+    assert done.returncode == 2, done.stdout
+    assert len(done.stdout.strip().splitlines()) == 1, done.stdout
+    assert not list((clone.folder / "data").glob("prepared*"))
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"train": {"learning_rate": "abc"}}, "train.learning_rate: must be a number"),
+        ({"data": {"source": "folder", "path": "no/such/place"}}, "data.path: no/such/place is not there"),
+        ({"data": {"source": "folder"}}, "data.path"),
+        ({"data": {"source": "web"}}, "data.source: must be one of sample, folder, kaggle"),
+    ],
+)
+def test_bad_parameters_end_in_one_line(broken, params, words):
+    assert words in fails_in_one_line(broken, params)
+
+
+def test_experiment_with_a_bad_value_fails_naming_the_key(broken):
+    broken.set_params({})
+    done = broken.run("dvc", "exp", "run", "-S", "train.learning_rate=abc", check=False)
+    broken.run("git", "checkout", "-q", "params.yaml")
+    assert done.returncode != 0
+    assert "train.learning_rate: must be a number" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_a_folder_with_one_class(broken, tmp_path):
+    folder = image_tree(tmp_path / "faces", {key: n for key, n in WHOLE.items() if "Real" in key})
+    message = fails_in_one_line(broken, {"data": {"source": "folder", "path": str(folder)}})
+    assert "data.path" in message
+    assert "fake" in message or "one class" in message
+
+
+def test_an_empty_split(broken, tmp_path):
+    folder = image_tree(tmp_path / "faces", {**WHOLE, "Test/Fake": 0})
+    message = fails_in_one_line(broken, {"data": {"source": "folder", "path": str(folder)}})
+    assert "test" in message and "fake" in message
+
+
+def test_a_split_with_broken_images_only(broken, tmp_path):
+    folder = image_tree(tmp_path / "faces", {**WHOLE, "Test/Fake": 0})
+    (folder / "Test/Fake/a.jpg").write_text("no image")
+    message = fails_in_one_line(broken, {"data": {"source": "folder", "path": str(folder)}})
+    assert "no readable fake image in its test split (1 broken" in message
+
+
+@pytest.mark.parametrize("archive", [None, "zip", "gztar"])
+def test_broken_images_are_set_aside(broken, tmp_path, archive):
+    folder = image_tree(tmp_path / "faces", WHOLE)
+    whole = (folder / "Train/Real/0.jpg").read_bytes()
+    (folder / "Train/Real/truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "Train/Fake/text.jpg").write_text("this is no image")
+    path = shutil.make_archive(str(tmp_path / "packed"), archive, folder) if archive else str(folder)
+    broken.set_params({"data": {"source": "folder", "path": path}})
+    output = broken.stage("prepare").stdout
+    summary = broken.read("metrics/data.json")
+    shutil.rmtree(broken.folder / "data/prepared")
+    assert summary["images"] == 18
+    examples = {e for reason in summary["set_aside"]["reasons"].values() for e in reason["examples"]}
+    assert examples == {"Train/Real/truncated.jpg", "Train/Fake/text.jpg"}
+    assert "truncated.jpg" in output and "text.jpg" in output
+
+
+def test_kaggle_without_a_network(broken, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    assert "data.kaggle" in fails_in_one_line(broken, {"data": {"source": "kaggle"}})
+
+
+def test_imagenet_weights_without_a_network(broken, tmp_path, monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    folder = image_tree(tmp_path / "faces", WHOLE)
+    settings = {"data": {"source": "folder", "path": str(folder)}, "model": {"weights": "imagenet"}}
+    broken.set_params(settings)
+    broken.stage("prepare")
+    done = broken.stage("train", check=False)
+    shutil.rmtree(broken.folder / "data/prepared")
+    assert done.returncode == 2
+    assert done.stdout.startswith("error: model.weights: ImageNet weights cannot be downloaded")
+    assert len(done.stdout.strip().splitlines()) == 1
+    assert broken.runs() == []
+
+
+def test_train_before_prepare(broken):
+    assert "dvc repro" in fails_in_one_line(broken, {}, stage="train")
+
+
+# ---- the house ----------------------------------------------------------------------------------------------------
+
+
+def test_every_module_a_stage_imports_is_among_its_deps():
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    for name, stage in stages.items():
+        deps = [ROOT / dep for dep in stage["deps"]]
+        missing = [
+            str(file.relative_to(ROOT))
+            for file in imported(ROOT / "stages" / f"{name}.py")
+            if file.stat().st_size and not any(dep == file or dep in file.parents for dep in deps)
+        ]
+        assert missing == [], f"add to the deps of {name} in dvc.yaml"
+
+
+def imported(start: Path) -> set[Path]:
+    """`start` and the project's modules that it imports, directly or not, by their import statements."""
+    found, ahead = set(), [start]
+    while ahead:
+        file = ahead.pop()
+        if file in found:
+            continue
+        found.add(file)
+        for module, names in re.findall(r"^\s*from ((?:detector|stages)[\w.]*) import \(?([\w, \n]+)", file.read_text(), re.M):
+            place = ROOT / module.replace(".", "/")
+            candidates = [place.with_suffix(".py"), place / "__init__.py"]
+            candidates += [place / f"{name.strip()}.py" for name in names.split(",")]
+            ahead += [candidate for candidate in candidates if candidate.is_file()]
+    return found
+
+
+@pytest.mark.parametrize("module", ["stages.plot", "detector.figures", "detector.data.sources", "detector.params"])
+def test_light_modules_do_not_import_tensorflow(module):
+    code = f"import sys, {module}; sys.exit(bool({{'tensorflow', 'keras'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_make_help_lists_the_targets():
+    output = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in ("repro", "test", "ui", "lint"):
+        assert re.search(rf"^  make {target}\s+\w", output, re.M)
