@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,11 +23,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 
+from detector.errors import UserError
 from detector.paths import project_root
 
 EXPERIMENT = "deepfake-detector"
 MODEL = "model"
 _EVALUATED = "evaluation_params"
+_RESTORED = "restored_from"  # on the stand-in for a run that this store does not know: its id
 
 for _name in ("mlflow", "alembic"):
     logging.getLogger(_name).setLevel(logging.WARNING)
@@ -41,20 +44,27 @@ def connect() -> tuple[mlflow.MlflowClient, str]:
     """The client and the experiment's id; store and experiment are made at the first call.
 
     Processes that make a SQLite schema at the same time break it, so the first touch is made under a lock.
+
+    Raises:
+        UserError: the store cannot be opened.
     """
     uri = tracking_uri()
     mlflow.set_tracking_uri(uri)
     store = project_root() / "mlruns"
     store.mkdir(exist_ok=True)
-    with FileLock(store / ".lock"):
-        client = mlflow.MlflowClient(uri)
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        if experiment is not None:
-            return client, experiment.experiment_id
-        local = uri.startswith("sqlite:")
-        return client, client.create_experiment(
-            EXPERIMENT, artifact_location=str(store / "artifacts") if local else None
-        )
+    artifacts = str(store / "artifacts") if uri.startswith("sqlite:") else None
+    try:
+        with FileLock(store / ".lock"):
+            client = mlflow.MlflowClient(uri)
+            experiment = client.get_experiment_by_name(EXPERIMENT)
+            if experiment is not None:
+                return client, experiment.experiment_id
+            return client, client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+    except MlflowException as error:
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(
+            f"MLFLOW_TRACKING_URI: {uri} cannot be used ({reason}); start the server, or unset the variable"
+        ) from None
 
 
 @contextmanager
@@ -88,13 +98,11 @@ def evaluation_run(trained_by: str, params: Mapping[str, object], tags: Mapping[
     client, experiment = connect()
     mark = repr(sorted(params.items()))
     if not _exists(client, trained_by):
-        run = client.create_run(
-            experiment,
-            run_name=_run_name(),
-            tags={**tags, **_origin(), "restored": "model from DVC's cache; its training is not in this store"},
-        )
-        trained_by = run.info.run_id
-        client.set_terminated(trained_by)
+        stand_ins = client.search_runs([experiment], f"tags.{_RESTORED} = '{trained_by}'")
+        if not stand_ins:
+            stand_ins = [client.create_run(experiment, run_name=_run_name(), tags={**tags, **_origin(), _RESTORED: trained_by})]
+            client.set_terminated(stand_ins[0].info.run_id)
+        trained_by = stand_ins[0].info.run_id
     parent = client.get_run(trained_by)
     if parent.data.tags.get(_EVALUATED, mark) == mark:
         client.set_tag(trained_by, _EVALUATED, mark)
@@ -141,7 +149,8 @@ def log_model(run_id: str, model_file: Path) -> None:
     requirements = (package.parent / "requirements.txt").read_text().split()
     serving = ("filelock", "keras", "numpy", "opencv", "pandas", "pillow", "pydantic", "pyyaml", "scikit", "scipy",
                "tensorflow", "tqdm")  # fmt: skip
-    with mlflow.start_run(run_id=run_id):
+    with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "An input example")  # it would be an image: the signature says enough
         mlflow.pyfunc.log_model(
             name=MODEL,
             python_model=ImageScorer(),

@@ -30,7 +30,7 @@ NEAR = 0.15
 # editing it. A face swap of the same video frame is above it unless the swap changed nothing that can be seen.
 SAME = 0.05
 FLAT = 2.0  # grey levels of standard deviation, about what compression alone adds; below it there is no picture
-RADII = (0.15, 0.1, 0.05, 0.025, 0.0125)
+RADIUS = 0.15  # of the search: a 3 % crop moves a face by less, a re-encoding by a tenth of it
 MAX_CANDIDATES = 10_000_000  # 160 MB
 MIN_CORRELATION = 0.88  # of 16x16 thumbnails before alignment: a 4 % crop stays above .9
 MAX_MOVE = 3.0  # thumbnail pixels a corner may travel in alignment: a crop of 10 %
@@ -45,14 +45,13 @@ class Duplicates:
         near: (m,) of dtype `PAIR`, one row for each pair a < b of near duplicates, both of them first of their
             pixels. `difference` is in 0..`NEAR`, the largest local difference in units of the picture's contrast.
         flat: number of images without structure, compared exactly only.
-        radius: search radius used; below `RADII[0]` where that would have returned too many pairs to hold, and 0 where
-            near duplicates had to be left unsearched.
+        complete: False where the images crowd together so much that only the nearest few of each were compared.
     """
 
     first: np.ndarray
     near: np.ndarray
     flat: int
-    radius: float
+    complete: bool
 
 
 @dataclass(frozen=True)
@@ -105,13 +104,15 @@ def find_duplicates(fingerprints: np.ndarray) -> Duplicates:
     digests = np.ascontiguousarray(fingerprints["sha256"]).view("S32").ravel()
     _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
     first = first[inverse]
-    distinct = np.flatnonzero(first == np.arange(len(first)))
-    thumbnails = fingerprints["thumbnail"][distinct]
-    flat = thumbnails.std(axis=(1, 2)) < FLAT
-    near, radius = _near_pairs(thumbnails[~flat])
-    index = distinct[~flat]
-    near["a"], near["b"] = index[near["a"]], index[near["b"]]
-    return Duplicates(first, near, int(flat[np.searchsorted(distinct, first)].sum()), radius)
+    thumbnails = fingerprints["thumbnail"]
+    small, contrast = _normalise(thumbnails)
+    flat = contrast < FLAT
+    index = np.flatnonzero(~flat & (first == np.arange(len(first))))
+    candidates, complete = _candidates(_coefficients(small[index]))
+    near = []
+    for block in np.array_split(index[candidates], len(candidates) // 50_000 + 1):
+        near += _compare(thumbnails, small, block)
+    return Duplicates(first, np.array(sorted(near), PAIR), int(flat.sum()), complete)
 
 
 def clusters(duplicates: Duplicates) -> np.ndarray:
@@ -205,7 +206,7 @@ def summary(
     return {
         "images": len(splits),
         "flat_images": duplicates.flat,
-        "search_radius": duplicates.radius,
+        "search_complete": duplicates.complete,
         "clusters": int((sizes > 1).sum()),
         "largest_cluster": int(sizes.max(initial=0)),
         "mirrored_pairs": int(duplicates.near["mirrored"].sum()),
@@ -228,31 +229,17 @@ def summary(
     }
 
 
-def _near_pairs(thumbnails: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return the near duplicates among (n, 32, 32) uint8 thumbnails, as `PAIR` rows, and the search radius."""
-    if len(thumbnails) < 2:
-        return np.empty(0, PAIR), RADII[0]
-    small = thumbnails.reshape(-1, 16, 2, 16, 2).mean(axis=(2, 4), dtype=np.float32)
-    small -= small.mean(axis=(1, 2), keepdims=True)
-    small /= np.sqrt(np.square(small).sum(axis=(1, 2), keepdims=True))
-    tree = KDTree(_coefficients(small))
-    radius = _affordable_radius(tree)
-    candidates = tree.query_pairs(radius, output_type="ndarray") if radius else np.empty((0, 2), np.intp)
-    candidates = candidates[np.lexsort(candidates.T[::-1])]
-
-    rows = []
-    for chunk in np.array_split(candidates, len(candidates) // 50_000 + 1):
-        left, right = small[chunk[:, 0]], small[chunk[:, 1]]
-        upright = np.einsum("nij,nij->n", left, right)
-        mirrored = np.einsum("nij,nij->n", left, right[:, :, ::-1])
-        for k in np.flatnonzero(np.maximum(upright, mirrored) >= MIN_CORRELATION):
-            a, b = chunk[k]
-            flip = mirrored[k] > upright[k]
-            other = np.ascontiguousarray(thumbnails[b][:, ::-1]) if flip else thumbnails[b]
-            value = difference(thumbnails[a], other)
-            if value <= NEAR:
-                rows.append((a, b, value, flip))
-    return np.array(rows, PAIR), radius
+def _normalise(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (n, 16, 16) float32 thumbnails of mean 0 and norm 1, and the (n,) contrast they had in grey levels."""
+    small = np.empty((len(thumbnails), 16, 16), np.float32)
+    contrast = np.empty(len(thumbnails))
+    for start in range(0, len(thumbnails), 10_000):  # in blocks, for the float copy
+        block = thumbnails[start : start + 10_000].reshape(-1, 16, 2, 16, 2).mean(axis=(2, 4), dtype=np.float32)
+        block -= block.mean(axis=(1, 2), keepdims=True)
+        norm = np.linalg.norm(block, axis=(1, 2))
+        contrast[start : start + 10_000] = norm / 16
+        small[start : start + 10_000] = block / np.maximum(norm, 1e-6)[:, None, None]
+    return small, contrast
 
 
 def _coefficients(small: np.ndarray) -> np.ndarray:
@@ -265,14 +252,39 @@ def _coefficients(small: np.ndarray) -> np.ndarray:
     return coefficients
 
 
-def _affordable_radius(tree: KDTree) -> float:
-    """Return the largest of `RADII` that keeps the number of pairs, as estimated from 2,000 points, in bounds."""
-    sample = tree.data[:: max(1, tree.n // 2000)]
-    for radius in RADII:
-        neighbours = tree.query_ball_point(sample, radius, return_length=True)
-        if (neighbours - 1).mean() * tree.n / 2 <= MAX_CANDIDATES:
-            return radius
-    return 0.0
+def _candidates(points: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Return (m, 2) indices of pairs of (n, d) points within `RADIUS`, and whether these are all such pairs.
+
+    Where there would be more than `MAX_CANDIDATES`, as judged from 2,000 points, each point brings only its nearest.
+    """
+    n = len(points)
+    if n < 2:
+        return np.empty((0, 2), np.intp), True
+    tree = KDTree(points)
+    neighbours = tree.query_ball_point(points[:: n // 2000 + 1], RADIUS, return_length=True)
+    if (neighbours - 1).mean() * n / 2 <= MAX_CANDIDATES:
+        return tree.query_pairs(RADIUS, output_type="ndarray"), True
+    _, nearest = tree.query(points, k=min(n, max(8, MAX_CANDIDATES // n)), distance_upper_bound=RADIUS)
+    a, b = np.repeat(np.arange(n), nearest.shape[1]), nearest.ravel()
+    found = (b < n) & (a != b)
+    a, b = a[found], b[found]
+    return np.stack(np.divmod(np.unique(np.minimum(a, b) * n + np.maximum(a, b)), n), axis=1), False
+
+
+def _compare(thumbnails: np.ndarray, small: np.ndarray, pairs: np.ndarray) -> list[tuple[int, int, float, bool]]:
+    """Return the rows of `PAIR` for those of the (m, 2) candidate pairs that are one picture."""
+    left, right = small[pairs[:, 0]], small[pairs[:, 1]]
+    upright = np.einsum("nij,nij->n", left, right)
+    mirrored = np.einsum("nij,nij->n", left, right[:, :, ::-1])
+    rows = []
+    for k in np.flatnonzero(np.maximum(upright, mirrored) >= MIN_CORRELATION):
+        a, b = pairs[k]
+        flip = mirrored[k] > upright[k]
+        other = np.ascontiguousarray(thumbnails[b][:, ::-1]) if flip else thumbnails[b]
+        value = difference(thumbnails[a], other)
+        if value <= NEAR:
+            rows.append((int(a), int(b), value, bool(flip)))
+    return rows
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> float:
@@ -290,7 +302,7 @@ def difference(a: np.ndarray, b: np.ndarray) -> float:
     plain = _residual(a, b, np.ones(a.shape, np.float32))
     if plain <= NEAR:
         return plain
-    criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 1e-4)
+    criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 10, 1e-3)
     try:
         _, warp = cv2.findTransformECC(a, b, np.eye(2, 3, dtype=np.float32), cv2.MOTION_AFFINE, criteria, None, 1)
     except cv2.error:  # no convergence: not the same picture

@@ -228,6 +228,11 @@ def test_a_number_in_scientific_notation_is_a_number(load, number):
     assert load(text).train.learning_rate == pytest.approx(1e-4)
 
 
+@pytest.mark.parametrize("number", ["2e1", "2E+1", "0.2e2", "200.e-1"])
+def test_the_exponent_needs_no_sign(load, number):
+    assert load(TEXT.replace("rotation: 20", f"rotation: {number}")).augment.rotation == 20
+
+
 def test_what_only_looks_like_scientific_notation_stays_a_text(load):
     assert load(TEXT.replace("weights: auto", "weights: 1e4.h5")).model.weights == "1e4.h5"
 

@@ -94,9 +94,10 @@ def test_unreadable_metadata_cost_no_image(photo, encode, format, metadata):
     assert decode(encode(photo(), format, exif=metadata)).shape == photo().shape
 
 
-def test_one_damaged_tag_costs_neither_the_image_nor_its_rotation(photo, encode):
-    # Orientation 6, and a Copyright tag of the type DOUBLE whose one value lies outside the block.
-    tags = struct.pack(">H", 2) + struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack(">HHII", 0x8298, 12, 1, 9999)
+@pytest.mark.parametrize(("tag", "kind"), [(0x0128, 4), (0x011A, 2), (0x010F, 11)], ids=hex)
+def test_one_odd_tag_costs_neither_the_image_nor_its_rotation(photo, encode, tag, kind):
+    """Beside orientation 6: ResolutionUnit as a LONG, XResolution as a text, Make as a FLOAT."""
+    tags = struct.pack(">HHHIHH", 2, 0x0112, 3, 1, 6, 0) + struct.pack(">HHI", tag, kind, 1) + b"ab\0\0"
     data = encode(photo(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08" + tags + b"\0\0\0\0")
     assert decode(data).shape == (photo().shape[1], photo().shape[0], 3)
 

@@ -1,0 +1,155 @@
+"""Runs: opened, resumed, added to, re-evaluated as children, and a fresh store that many processes open at once."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from detector import tracking
+from detector.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def schema(tmp_path_factory) -> Path:
+    """A store with a schema and nothing in it: to make one takes seconds."""
+    file = tmp_path_factory.mktemp("schema") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture(autouse=True)
+def store(schema, tmp_path, monkeypatch):
+    """A store of the test's own."""
+    (tmp_path / "mlruns").mkdir()
+    shutil.copy2(schema, tmp_path / "mlruns" / "mlflow.db")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("DVC_EXP_NAME", raising=False)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    return tmp_path / "mlruns"
+
+
+def run_of(run_id: str) -> "mlflow.entities.Run":
+    return tracking.connect()[0].get_run(run_id)
+
+
+def trained(params=None) -> str:
+    with tracking.training_run(params or {"train.epochs": 3}, {"weights": "random"}, None) as run_id:
+        pass
+    return run_id
+
+
+def test_the_store_is_absolute_and_in_the_root(store, monkeypatch):
+    assert tracking.tracking_uri() == f"sqlite:///{store}/mlflow.db"
+    run_id = trained()
+    assert run_of(run_id).info.artifact_uri.startswith(str(store / "artifacts"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    assert tracking.tracking_uri() == "http://127.0.0.1:1"
+
+
+def test_a_training_is_a_run(store):
+    with tracking.training_run({"a.b": 1, "c": None}, {"weights": "random"}, None) as run_id:
+        assert run_of(run_id).info.status == "RUNNING"
+        tracking.log_metrics(run_id, {"loss": 0.5, "name": "text", "none": None, "flag": True, "of": {"test": 1}}, step=3)
+    run = run_of(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"a.b": "1", "c": "None"}
+    assert run.data.tags["weights"] == "random"
+    assert run.data.metrics == {"loss": 0.5, "of.test": 1.0}
+    (logged,) = tracking.connect()[0].get_metric_history(run_id, "loss")
+    assert logged.step == 3
+
+
+def test_many_metrics_go_in_portions(store):
+    run_id = trained()
+    tracking.log_metrics(run_id, {f"m{i}": i for i in range(1203)})
+    assert len(run_of(run_id).data.metrics) == 1203
+
+
+def test_a_failed_training_is_marked_and_can_go_on(store):
+    with pytest.raises(RuntimeError), tracking.training_run({"a": 1}, {}, None) as run_id:
+        raise RuntimeError
+    assert run_of(run_id).info.status == "FAILED"
+    with tracking.training_run({"a": 1}, {}, run_id) as again:
+        assert run_of(again).info.status == "RUNNING"
+    assert again == run_id
+    assert run_of(run_id).info.status == "FINISHED"
+
+
+def test_a_resumed_run_that_the_store_has_lost_is_opened_anew(store):
+    with tracking.training_run({"a": 1}, {}, "0" * 32) as run_id:
+        pass
+    assert run_id != "0" * 32
+    assert run_of(run_id).data.params == {"a": "1"}
+
+
+def test_experiment_name_and_origin(store, monkeypatch):
+    assert run_of(trained()).info.run_name.startswith("workspace-")
+    monkeypatch.setenv("DVC_EXP_NAME", "tidy-fern")
+    run = run_of(trained())
+    assert run.info.run_name == "tidy-fern"
+    assert run.data.tags["dvc.experiment"] == "tidy-fern"
+
+
+def test_an_evaluation_belongs_to_the_run_that_trained(store):
+    parent = trained()
+    settings = {"evaluate.threshold": 0.5}
+    assert tracking.evaluation_run(parent, settings, {}) == parent
+    assert tracking.evaluation_run(parent, settings, {}) == parent
+    assert run_of(parent).data.params == {"train.epochs": "3", "evaluate.threshold": "0.5"}
+
+
+def test_other_settings_make_one_child_each_and_overwrite_nothing(store):
+    parent = trained()
+    tracking.evaluation_run(parent, {"evaluate.threshold": 0.5}, {})
+    child = tracking.evaluation_run(parent, {"evaluate.threshold": 0.3}, {})
+    assert child != parent
+    assert tracking.evaluation_run(parent, {"evaluate.threshold": 0.3}, {}) == child
+    other = tracking.evaluation_run(parent, {"evaluate.threshold": 0.7}, {})
+    assert len({parent, child, other}) == 3
+    assert run_of(child).data.tags["mlflow.parentRunId"] == parent
+    assert run_of(child).data.params == {"train.epochs": "3", "evaluate.threshold": "0.3"}
+    assert run_of(parent).data.params["evaluate.threshold"] == "0.5"
+    assert tracking.evaluation_run(parent, {"evaluate.threshold": 0.5}, {}) == parent
+
+
+def test_a_model_from_the_cache_gets_a_run_that_says_so(store):
+    run_id = tracking.evaluation_run("f" * 32, {"evaluate.threshold": 0.5}, {"data.digest": "d"})
+    run = run_of(run_id)
+    assert run.data.tags["restored_from"] == "f" * 32
+    assert run.data.params == {"evaluate.threshold": "0.5"}
+    assert tracking.evaluation_run("f" * 32, {"evaluate.threshold": 0.5}, {"data.digest": "d"}) == run_id
+
+
+def test_artifacts(store, tmp_path):
+    run_id = trained()
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "a.png").write_bytes(b"x")
+    (tmp_path / "n.json").write_text("{}")
+    tracking.log_artifacts(run_id, {tmp_path / "plots": "plots", tmp_path / "n.json": "metrics"})
+    client = tracking.connect()[0]
+    assert [f.path for f in client.list_artifacts(run_id, "plots")] == ["plots/a.png"]
+    assert [f.path for f in client.list_artifacts(run_id, "metrics")] == ["metrics/n.json"]
+
+
+def test_an_unreachable_server_is_one_line(store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI: http://127.0.0.1:1"):
+        tracking.connect()
+
+
+def test_processes_that_open_a_fresh_store_at_once(store):
+    (store / "mlflow.db").unlink()
+    code = "from detector import tracking\nwith tracking.training_run({'a': 1}, {}, None): pass"
+    processes = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE) for _ in range(4)]
+    for process in processes:
+        error = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, error.decode()[-2000:]
+    client, experiment = tracking.connect()
+    assert len(client.search_runs([experiment])) == 4
+    assert len(client.search_experiments(filter_string="name = 'deepfake-detector'")) == 1
