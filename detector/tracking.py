@@ -150,7 +150,7 @@ def log_model(run_id: str, model_file: Path) -> None:
     serving = ("filelock", "keras", "numpy", "opencv", "pandas", "pillow", "pydantic", "pyyaml", "scikit", "scipy",
                "tensorflow", "tqdm")  # fmt: skip
     with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "An input example")  # it would be an image: the signature says enough
+        warnings.filterwarnings("ignore", ".*An input example")  # it would be a picture; the signature says enough
         mlflow.pyfunc.log_model(
             name=MODEL,
             python_model=ImageScorer(),

@@ -43,6 +43,18 @@ def changed(key: str, value=None, *, remove: bool = False) -> dict:
     return content
 
 
+def line_of(key: str) -> int:
+    """The number, from 0, of the first line that gives `key`, in any section."""
+    return next(i for i, line in enumerate(TEXT.splitlines()) if line.split(":")[0].strip() == key)
+
+
+def rewritten(key: str, value: str) -> str:
+    """The shipped text with `value` for the first `key`."""
+    lines = TEXT.splitlines()
+    lines[line_of(key)] = lines[line_of(key)].split(":")[0] + f": {value}"
+    return "\n".join(lines)
+
+
 @pytest.fixture(scope="module")
 def load(tmp_path_factory):
     """load(content): what `load_params` makes of a file with that content."""
@@ -204,13 +216,10 @@ def test_an_unknown_key_is_named(refused, section):
 
 
 def test_all_faults_are_told_at_once(refused):
-    message = refused(changed("train.epochs", 0) | changed("model.dropout", 2) | {"extra": 1})
-    assert "train" not in message  # the later copy brought a whole section back
-    assert [part.split(":")[0] for part in message.split("; ")] == [
-        "model.dropout",
-        "extra",
-        "remove it or mend its spelling",
-    ]
+    content = changed("train.epochs", 0)
+    content["model"]["dropout"], content["extra"] = 2, 1
+    message = refused(content)
+    assert [message.count(f"{key}: ") for key in ("train.epochs", "model.dropout", "extra")] == [1, 1, 1]
 
 
 def test_a_folder_needs_a_path(load, refused):
@@ -224,27 +233,25 @@ def test_a_folder_needs_a_path(load, refused):
 
 @pytest.mark.parametrize("number", ["1e-4", "1E-4", "1.e-4", "1.0e-4", ".1e-3", "+1e-4", "0.0001", "1.0e-04"])
 def test_a_number_in_scientific_notation_is_a_number(load, number):
-    text = TEXT.replace("learning_rate: 0.0001", f"learning_rate: {number}")
-    assert load(text).train.learning_rate == pytest.approx(1e-4)
+    assert load(rewritten("learning_rate", number)).train.learning_rate == pytest.approx(1e-4)
 
 
 @pytest.mark.parametrize("number", ["2e1", "2E+1", "0.2e2", "200.e-1"])
 def test_the_exponent_needs_no_sign(load, number):
-    assert load(TEXT.replace("rotation: 20", f"rotation: {number}")).augment.rotation == 20
+    assert load(rewritten("rotation", number)).augment.rotation == 20
 
 
 def test_what_only_looks_like_scientific_notation_stays_a_text(load):
-    assert load(TEXT.replace("weights: auto", "weights: 1e4.h5")).model.weights == "1e4.h5"
+    assert load(rewritten("weights", "1e4.h5")).model.weights == "1e4.h5"
 
 
-@pytest.mark.parametrize(
-    ("line", "again"), [("seed: 42", "seed: 43"), ("  epochs: 8", "  epochs: 8"), ("    size: 128", "    size: 64")]
-)
-def test_a_key_given_twice_is_refused_with_its_line(refused, line, again):
-    number = next(i for i, text in enumerate(TEXT.splitlines(), 1) if text.startswith(line))
-    text = "\n".join(f"{text}\n{again}" if text.startswith(line) else text for text in TEXT.splitlines())
-    key = line.split(":")[0].strip()
-    assert refused(text) == f"not valid YAML in line {number + 1}: {key} stands twice in one section; mend it"
+@pytest.mark.parametrize("key", ["seed", "epochs", "size"])
+@pytest.mark.parametrize("value", [None, "64"], ids=["the same value", "another value"])
+def test_a_key_given_twice_is_refused_with_its_line(refused, key, value):
+    lines = TEXT.splitlines()
+    again = lines[line_of(key)] if value is None else lines[line_of(key)].split(":")[0] + f": {value}"
+    text = "\n".join([*lines[: line_of(key) + 1], again, *lines[line_of(key) + 1 :]])
+    assert refused(text) == f"not valid YAML in line {line_of(key) + 2}: {key} stands twice in one section; mend it"
 
 
 def test_the_same_key_in_two_sections_is_fine(load):
@@ -252,9 +259,10 @@ def test_the_same_key_in_two_sections_is_fine(load):
 
 
 def test_anchors_and_merges_work(load):
-    text = TEXT.replace("  sample:  ", "  sample: &sizes  ").replace("seed: 42", "seed: &seed 64")
-    text = text.replace("    size: 128", "    <<: {size: *seed}")
-    assert load(text).data.sample.size == 64
+    lines = rewritten("size", "").splitlines()
+    lines[line_of("seed")] = "seed: &seed 64"
+    lines[line_of("size")] = "    <<: {size: *seed}"
+    assert load("\n".join(lines)).data.sample.size == 64
 
 
 @pytest.mark.parametrize(
@@ -265,16 +273,16 @@ def test_anchors_and_merges_work(load):
         ("5", "the whole file: must be a section of keys, got 5"),
         (TEXT + "\n1: 2\n", "1: unknown key"),
         (TEXT + "\n? [a]\n: b\n", "not valid YAML in line "),
-        (TEXT.replace("seed: 42", "seed: 2024-13-45"), "not valid YAML: month must be in 1..12"),
-        (TEXT.replace("seed: 42", "seed: !!int abc"), "not valid YAML"),
-        (TEXT.replace("seed: 42", "seed: !!bool x"), "not valid YAML"),
-        (TEXT.replace("seed: 42", "seed: !!timestamp x"), "not valid YAML"),
-        (TEXT.replace("seed: 42", "seed: !!python/object/apply:os.getcwd []"), "not valid YAML in line 2"),
+        (rewritten("seed", "2024-13-45"), "not valid YAML: month must be in 1..12"),
+        (rewritten("seed", "!!int abc"), "not valid YAML"),
+        (rewritten("seed", "!!bool x"), "not valid YAML"),
+        (rewritten("seed", "!!timestamp x"), "not valid YAML"),
+        (rewritten("seed", "!!python/object/apply:os.getcwd []"), "not valid YAML in line"),
         ("seed: [", "not valid YAML in line 1"),
         ("seed: x: y", "not valid YAML in line 1: mapping values are not allowed here"),
         ("a: &a [*a]", "seed: missing"),
         ("? &a [*a]\n: 1", "not valid YAML"),
-        ("[" * 2000, "not valid YAML"),
+        ("[" * 400, "not valid YAML"),
         (b"\xff\xfe\0", "not valid YAML"),
         ("a: \0", "not valid YAML"),
     ],

@@ -197,6 +197,21 @@ def test_the_outcome_does_not_hang_on_the_number_of_threads(complete, memory_sou
     assert outcomes[0] == outcomes[1]
 
 
+def test_the_order_in_which_files_come_changes_neither_manifest_nor_digest(
+    complete, memory_source, tmp_path, monkeypatch
+):
+    files = complete | {f"train/real/empty{i}.jpg": b"" for i in range(3)}
+    digest = ingest(memory_source(files), tmp_path, max_side=1024)["digest"]
+    paths, aside = read_manifest(tmp_path)["path"].to_list(), set_aside(tmp_path)
+    in_order = memory_source.read
+    monkeypatch.setattr(memory_source, "read", lambda source: reversed(list(in_order(source))))
+    assert ingest(memory_source(files), tmp_path, max_side=1024)["digest"] == digest
+    assert read_manifest(tmp_path)["path"].to_list() == paths == sorted(complete)
+    assert set_aside(tmp_path) == aside
+    reader = ShardReader(tmp_path, read_manifest(tmp_path))
+    assert [reader.read(i) for i in range(len(reader))] == [complete[path] for path in paths]
+
+
 def test_an_interrupted_source_is_passed_on(complete, memory_source, tmp_path, monkeypatch):
     def cut(self):
         yield Entry("train/real/0.jpg", "train", "real", "g", {}), complete["train/real/0.jpg"]

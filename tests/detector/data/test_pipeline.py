@@ -117,6 +117,21 @@ def test_to_stop_early_ends_the_work(threads, end):
     assert len(done) == finished and threading.active_count() == before
 
 
+def test_work_that_waits_for_a_thread_is_not_begun_after_a_stop(threads):
+    begun, released = [], threading.Event()
+
+    def first_at_once(i: int) -> None:
+        begun.append(i)
+        if i:
+            released.wait(20)
+
+    results = map_ahead(first_at_once, itertools.count())
+    next(results)
+    threading.Timer(0.05, released.set).start()
+    results.close()
+    assert len(begun) <= 1 + threads
+
+
 # ---- training_batches ------------------------------------------------------------------------------------------
 
 

@@ -220,7 +220,7 @@ def test_a_shard_that_was_cut_or_altered_says_what_to_do(tmp_path, encode, photo
         shard.write_bytes(damaged)
         with pytest.raises(UserError, match=r"train-00000\.tfrecord: damaged; run `dvc repro -f prepare`"):
             reader.image(0)
-    shard.write_bytes(whole[:-10])
+    shard.write_bytes(whole[: whole.index(image) + len(image) - 1])
     with pytest.raises(UserError, match="damaged"):
         reader.read(0)
     shard.write_bytes(whole)
