@@ -18,7 +18,7 @@ test: $(VENV)/.installed-dev  ## install what is needed, then run all tests
 	pytest
 
 lint: $(VENV)/.installed-dev  ## check style and formatting of the code
-	ruff check .
+	ruff check . && ruff format --check .
 
 ui: $(VENV)/.installed  ## open the MLflow UI on http://127.0.0.1:5000 (another port: make ui PORT=5001)
 	python -m detector.tracking $(or $(PORT),5000)

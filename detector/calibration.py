@@ -45,9 +45,7 @@ def apply_temperature(p_fake: np.ndarray, temperature: float) -> np.ndarray:
     return expit(_logit(np.asarray(p_fake, dtype=np.float64)) / temperature)
 
 
-def choose_threshold(
-    labels: np.ndarray, p_fake: np.ndarray, max_false_accusation_rate: float | None = None
-) -> float:
+def choose_threshold(labels: np.ndarray, p_fake: np.ndarray, max_false_accusation_rate: float | None = None) -> float:
     """The threshold with the best balanced accuracy, among those that accuse few enough real images.
 
     `max_false_accusation_rate` in 0..1 bounds the share of real images called fake. The smallest threshold

@@ -209,9 +209,7 @@ def _train_and_validation(ax: Axes, run: dict[str, np.ndarray], name: str, best:
 
 
 @_styled
-def confusion_matrix(
-    matrix: np.ndarray, classes: Sequence[str], title: str = "What was called what"
-) -> Figure:
+def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], title: str = "What was called what") -> Figure:
     """Counts and shares of each true class by the class it was called.
 
     Args:
@@ -231,10 +229,7 @@ def confusion_matrix(
     ax = figure.subplots()
     # The root lets small shares of wrong calls be seen.
     colours = [
-        [
-            _tint(RIGHT, 0.6 * share[i, j]) if i == j else _tint(WRONG, 0.6 * share[i, j] ** 0.5)
-            for j in range(k)
-        ]
+        [_tint(RIGHT, 0.6 * share[i, j]) if i == j else _tint(WRONG, 0.6 * share[i, j] ** 0.5) for j in range(k)]
         for i in range(k)
     ]
     _table(ax, np.array(colours))
@@ -287,8 +282,7 @@ def classification_report(
 
     white = (1.0, 1.0, 1.0)
     colours = [
-        [*(_tint(RIGHT, 0.6 * rate**2) if rate == rate else to_rgb(FAINT) for rate in row), white]
-        for row in rates
+        [*(_tint(RIGHT, 0.6 * rate**2) if rate == rate else to_rgb(FAINT) for rate in row), white] for row in rates
     ]
     _table(ax, np.reshape(colours, (len(names), 4, 3)), aspect="auto")
     for i, row in enumerate(per_class.values()):
@@ -730,9 +724,7 @@ def sample_sheet(
 
 
 @_styled
-def mistakes(
-    images: Sequence[np.ndarray], captions: Sequence[str], title: str = "The surest mistakes"
-) -> Figure:
+def mistakes(images: Sequence[np.ndarray], captions: Sequence[str], title: str = "The surest mistakes") -> Figure:
     """Images that were called wrong, in the order given, each with its caption of one or more lines."""
     tiles = [_Tile(image, caption, right=False) for image, caption in zip(images, captions, strict=True)]
     return _sheet(title, "" if tiles else "There are none.", {"": tiles}, _across(len(tiles)))
@@ -949,9 +941,7 @@ def _fit(text: str, width: float, size: float, weight: str = "normal") -> str:
 
     if _wide(whole, size, weight) <= width:
         return whole
-    longest = (
-        bisect_right(range(len(whole)), width, key=lambda kept: _wide(shortened(kept), size, weight)) - 1
-    )
+    longest = bisect_right(range(len(whole)), width, key=lambda kept: _wide(shortened(kept), size, weight)) - 1
     return shortened(max(longest, 1))
 
 

@@ -77,14 +77,10 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str])
 
     labels, predicted = _checked_classes(labels, predicted, classes)
     counts = confusion_matrix(labels, predicted, labels=range(len(classes)))
-    return {
-        true: dict(zip(classes, row.tolist(), strict=True)) for true, row in zip(classes, counts, strict=True)
-    }
+    return {true: dict(zip(classes, row.tolist(), strict=True)) for true, row in zip(classes, counts, strict=True)}
 
 
-def per_class(
-    labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]
-) -> dict[str, dict[str, float | None]]:
+def per_class(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> dict[str, dict[str, float | None]]:
     """Precision, recall, f1 and support (number of images) of every class; arguments as in `confusion`.
 
     The precision of a class never predicted and the recall of a class without images are None.
@@ -263,9 +259,7 @@ def pr_band(
     return _band(labels, p_fake, groups, n, seed, confidence, precision)
 
 
-def reliability(
-    labels: np.ndarray, p_fake: np.ndarray, bins: int = ECE_BINS
-) -> list[dict[str, float | int | None]]:
+def reliability(labels: np.ndarray, p_fake: np.ndarray, bins: int = ECE_BINS) -> list[dict[str, float | int | None]]:
     """Rows of the reliability diagram: `bins` bins of equal width over P(fake), each closed on the right.
 
     Keys low, high (the bin's edges), count, mean_score, observed (share of fakes) and observed_low,
@@ -547,7 +541,5 @@ def _checked_classes(
     labels, predicted = np.asarray(labels), np.asarray(predicted)
     _same_length(predicted, labels, "predictions")
     if not np.isin([labels, predicted], np.arange(len(classes))).all():
-        raise UserError(
-            f"labels and predictions must be 0..{len(classes) - 1}, the classes {', '.join(classes)}"
-        )
+        raise UserError(f"labels and predictions must be 0..{len(classes) - 1}, the classes {', '.join(classes)}")
     return labels, predicted

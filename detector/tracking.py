@@ -100,7 +100,9 @@ def evaluation_run(trained_by: str, params: Mapping[str, object], tags: Mapping[
     if not _exists(client, trained_by):
         stand_ins = client.search_runs([experiment], f"tags.{_RESTORED} = '{trained_by}'")
         if not stand_ins:
-            stand_ins = [client.create_run(experiment, run_name=_run_name(), tags={**tags, **_origin(), _RESTORED: trained_by})]
+            stand_ins = [
+                client.create_run(experiment, run_name=_run_name(), tags={**tags, **_origin(), _RESTORED: trained_by})
+            ]
             client.set_terminated(stand_ins[0].info.run_id)
         trained_by = stand_ins[0].info.run_id
     parent = client.get_run(trained_by)
@@ -207,7 +209,10 @@ def _origin() -> dict[str, str]:
     commit = _git("rev-parse", "HEAD")
     tags = {"mlflow.source.type": "PROJECT", "mlflow.source.name": "dvc repro"}
     if commit:
-        tags |= {"mlflow.source.git.commit": commit, "git.dirty": str(bool(_git("status", "--porcelain", "-uno"))).lower()}
+        tags |= {
+            "mlflow.source.git.commit": commit,
+            "git.dirty": str(bool(_git("status", "--porcelain", "-uno"))).lower(),
+        }
     if name := _experiment_name():
         tags["dvc.experiment"] = name
     return tags

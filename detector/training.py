@@ -26,6 +26,7 @@ from detector.params import Params, TrainParams
 from detector.predict import p_fake
 from detector.scoring import score
 
+
 @dataclass(frozen=True)
 class Split:
     """The images of one split, their labels, int (n,), 1 = fake, and the class names by label."""
@@ -92,7 +93,9 @@ def train(
         )
         steps = len(training.reader) // batch_size
         with tqdm(total=steps, desc=f"epoch {epoch}/{params.train.epochs}", disable=None, leave=False) as bar:
-            fitted = model.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[_Progress(bar)]).history
+            fitted = model.fit(
+                batches, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[_Progress(bar)]
+            ).history
 
         scores = p_fake(model, stored_batches(validation.reader, size, batch_size))
         if not (math.isfinite(fitted["loss"][-1]) and np.isfinite(scores).all()):

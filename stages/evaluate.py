@@ -51,7 +51,9 @@ def main() -> None:
 
     for name, metrics in evaluation.items():
         auc = "-" if metrics["auc"] is None else f"{metrics['auc']:.3f}"
-        print(f"{name:16s} n {metrics['n']:,}  accuracy {metrics['accuracy']:.3f}  AUC {auc}  loss {metrics['loss']:.3f}")
+        print(
+            f"{name:16s} n {metrics['n']:,}  accuracy {metrics['accuracy']:.3f}  AUC {auc}  loss {metrics['loss']:.3f}"
+        )
     print(f"results: {EVALUATION}, {PREDICTIONS}; MLflow run {run_id}")
 
 

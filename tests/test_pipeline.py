@@ -57,7 +57,9 @@ class Clone:
     @property
     def environment(self) -> dict:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "GIT_", "KERAS_"))}
-        identity = {f"GIT_{who}_{what}": "test@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        identity = {
+            f"GIT_{who}_{what}": "test@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
+        }
         path = f"{Path(sys.executable).parent}{os.pathsep}{inherited['PATH']}"
         return {**inherited, **identity, "PATH": path, "PYTHONUNBUFFERED": "1"}
 
@@ -122,7 +124,9 @@ def test_repro_writes_what_the_readme_promises(trained):
 
 
 def test_console_is_quiet(trained):
-    noise = re.findall(r".*(?:oneDNN|cuda|cuInit|absl|Traceback|UserWarning|FutureWarning|INFO mlflow).*", trained.output)
+    noise = re.findall(
+        r".*(?:oneDNN|cuda|cuInit|absl|Traceback|UserWarning|FutureWarning|INFO mlflow).*", trained.output
+    )
     assert noise == []
     assert "\r" not in trained.output
     assert "WARNING" not in trained.output
@@ -180,7 +184,9 @@ def test_from_scratch_again_gives_the_same_numbers(trained):
 
 
 def test_another_threshold_becomes_a_child_run(trained):
-    (trained_by,) = (run for run in trained.runs() if run.info.run_id == (trained.folder / "models/run_id").read_text().strip())
+    (trained_by,) = (
+        run for run in trained.runs() if run.info.run_id == (trained.folder / "models/run_id").read_text().strip()
+    )
     before = len(trained.runs())
     trained.set_params({"evaluate": {"threshold": 0.25}})
     trained.stage("evaluate")
@@ -370,7 +376,9 @@ def imported(start: Path) -> set[Path]:
         if file in found:
             continue
         found.add(file)
-        for module, names in re.findall(r"^\s*from ((?:detector|stages)[\w.]*) import \(?([\w, \n]+)", file.read_text(), re.M):
+        for module, names in re.findall(
+            r"^\s*from ((?:detector|stages)[\w.]*) import \(?([\w, \n]+)", file.read_text(), re.M
+        ):
             place = ROOT / module.replace(".", "/")
             candidates = [place.with_suffix(".py"), place / "__init__.py"]
             candidates += [place / f"{name.strip()}.py" for name in names.split(",")]

@@ -453,9 +453,7 @@ def _cover(image: Image, alpha: np.ndarray, colour: Sequence[float]) -> Image:
     return cv2.add(cv2.multiply(image, cv2.merge([255 - alpha] * 3), scale=1 / 255), paint)
 
 
-def _fractal(
-    image: Image, rng: np.random.Generator, cell: float, persistence: float, stretch: float = 1
-) -> np.ndarray:
+def _fractal(image: Image, rng: np.random.Generator, cell: float, persistence: float, stretch: float = 1) -> np.ndarray:
     """Fractal noise, float32 (H, W) in 0..1: a sum of interpolated random grids, of `cell` px down to 4 px.
 
     Each grid is twice as fine as the one before and `persistence` times as strong (the octaves of Perlin, "An

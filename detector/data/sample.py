@@ -20,6 +20,7 @@ from zlib import crc32
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
 from detector.augment import corruption
 from detector.data.portrait import Drawing, render
@@ -57,7 +58,9 @@ def write_sample(folder: Path, params: SampleParams, seed: int) -> None:
     with open(folder / MANIFEST, "w", newline="") as file, zipfile.ZipFile(folder / MASKS, "w") as masks:
         manifest = csv.writer(file)
         manifest.writerow(("path", "group", "method"))
-        for portrait in draw_sample(counts, params.size, seed, workers=os.cpu_count() or 1):
+        portraits = draw_sample(counts, params.size, seed, workers=os.cpu_count() or 1)
+        total = sum(counts.values()) + params.test
+        for portrait in tqdm(portraits, "draw", total, unit=" images", disable=None, leave=False):
             path = folder / portrait.path
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(portrait.jpeg)
@@ -181,13 +184,13 @@ def _swap(
     frame = replace(draw_scene(rng), yaw=yaw, pitch=pitch, place="studio", pattern="plain")
     donor = render(_donor(people, rng), frame, size)
     face = _warp(_photograph(donor, rng), photo.landmarks, rng)
-    face += rng.uniform(0, 0.02) * _grain(rng, size)  # a forger may add some grain, never the camera's
+    face += rng.uniform(0, 0.01) * _grain(rng, size)  # a forger may add some grain, never the camera's
 
     mask, grow = photo.face, rng.uniform(-0.02, 0.02) * size
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * round(abs(grow)) + 1,) * 2)
     mask = (cv2.dilate if grow > 0 else cv2.erode)(mask, kernel)
-    mask = cv2.GaussianBlur(mask, (0, 0), rng.uniform(0.008, 0.035) * size)
-    face = _match_colour(face, photo.pixels, mask, rng.uniform(0.75, 1.0))
+    mask = cv2.GaussianBlur(mask, (0, 0), rng.uniform(0.005, 0.022) * size)
+    face = _match_colour(face, photo.pixels, mask, rng.uniform(0.55, 0.9))
     return photo.pixels + (face - photo.pixels) * mask[..., None], mask
 
 
@@ -209,7 +212,7 @@ def _donor(people: list[Identity], rng: np.random.Generator) -> Identity:
 def _warp(donor: Drawing, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The donor's face on the target's landmarks, by way of the lower resolution of a face generator."""
     size = len(donor.pixels)
-    small = int(size * rng.uniform(0.45, 0.85))
+    small = int(size * rng.uniform(0.38, 0.62))
     ones = np.ones((len(landmarks), 1), np.float32)
     fit = np.linalg.lstsq(np.hstack([donor.landmarks, ones]), landmarks * (small / size), rcond=None)[0]
     soft = cv2.GaussianBlur(donor.pixels, (0, 0), 0.35 * size / small)

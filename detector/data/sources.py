@@ -107,9 +107,7 @@ def open_folder(path: Path, params: DataParams, seed: int, name: str | None = No
             images.append(file)
     if not images:
         left_out = ", ".join(f"{count:,} {reason}" for reason, count in sorted((+ignored).items()))
-        raise UserError(
-            f"{key}: there are no images in {path} ({left_out or 'it is empty'}); name another place"
-        )
+        raise UserError(f"{key}: there are no images in {path} ({left_out or 'it is empty'}); name another place")
     found = catalog(images, params, seed, root=_without_suffix(path), manifest=manifest, key=key)
     kind = "folder" if isinstance(store, Folder) else "archive"
     return Source(
@@ -282,12 +280,8 @@ def _open_store(path: Path, key: str) -> Store:
         raise UserError(f"{key}: cannot read the archive {path}: {error}") from None
     except OSError as error:
         place, reason = error.filename or path, error.strerror or error
-        raise UserError(
-            f"{key}: cannot read {place}: {reason}; mend its permissions or name another"
-        ) from None
-    raise UserError(
-        f"{key}: {path} is no folder and no .zip, .tar, .tar.gz or .tgz archive; name one of these"
-    )
+        raise UserError(f"{key}: cannot read {place}: {reason}; mend its permissions or name another") from None
+    raise UserError(f"{key}: {path} is no folder and no .zip, .tar, .tar.gz or .tgz archive; name one of these")
 
 
 def _reason_to_ignore(path: str) -> str | None:
@@ -310,9 +304,7 @@ def _manifest(store: Store, named: str | None) -> tuple[Manifest | None, str | N
         try:
             return parse_manifest(path.read_bytes(), named), None
         except OSError as error:
-            raise UserError(
-                f"data.manifest: cannot read {named}: {error.strerror}; name a CSV file"
-            ) from None
+            raise UserError(f"data.manifest: cannot read {named}: {error.strerror}; name a CSV file") from None
     tops = {path.split("/", 1)[0] for path in store.files}
     for path in (MANIFEST, f"{min(tops)}/{MANIFEST}" if len(tops) == 1 else MANIFEST):
         if path in store.files:

@@ -199,9 +199,7 @@ def read_layout(images_in: Mapping[Folders, int], real: str, key: str) -> dict[F
     return {folders: best["class"][folders] for folders in fits["class"]}
 
 
-def _place(
-    paths: Collection[str], rows: Mapping[str, Row], real: str, key: str
-) -> tuple[list[Entry], Counter[str]]:
+def _place(paths: Collection[str], rows: Mapping[str, Row], real: str, key: str) -> tuple[list[Entry], Counter[str]]:
     """Entries as folders and rows have them; the split is "" where neither gives one."""
     images_in = Counter(tuple(path.split("/")[:-1]) for path in paths)
     layout = read_layout(images_in, real, key)
@@ -260,17 +258,11 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
                     "it must be train, validation, test or test_<name>"
                 )
             attributes = {column: _printable(cells[column]) for column in extras}
-            row = Row(
-                _printable(cells["group"]), split, _printable(cells.get("class", "").lower()), attributes
-            )
+            row = Row(_printable(cells["group"]), split, _printable(cells.get("class", "").lower()), attributes)
             if rows.setdefault(path, row) != row:
-                raise UserError(
-                    f"data.manifest: {name}: {path} stands twice with different values; keep one row"
-                )
+                raise UserError(f"data.manifest: {name}: {path} stands twice with different values; keep one row")
     except csv.Error as error:
-        raise UserError(
-            f"data.manifest: {name} is not a CSV file: {error}; mend it or name another file"
-        ) from None
+        raise UserError(f"data.manifest: {name} is not a CSV file: {error}; mend it or name another file") from None
     return Manifest(name, rows)
 
 
@@ -375,9 +367,7 @@ def _rank(group: str, seed: int) -> bytes:
     return hashlib.blake2b(f"{seed}/{group}".encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
-def _draw_missing_splits(
-    entries: list[Entry], given: bool, params: DataParams, seed: int, key: str
-) -> list[Entry]:
+def _draw_missing_splits(entries: list[Entry], given: bool, params: DataParams, seed: int, key: str) -> list[Entry]:
     splits = {entry.split for entry in entries}
     if not given:
         test = params.test_fraction
@@ -399,8 +389,7 @@ def _draw_missing_splits(
         groups[entry.group].append(entry.kind)
     split_of = split_groups(groups, shares, "train", seed)
     return [
-        entry if given and entry.split != "train" else replace(entry, split=split_of[entry.group])
-        for entry in entries
+        entry if given and entry.split != "train" else replace(entry, split=split_of[entry.group]) for entry in entries
     ]
 
 

@@ -77,9 +77,8 @@ def test_accuracy_curve_shows_both_lines_and_the_best_epoch():
     np.testing.assert_allclose(line(ax, "validation").get_ydata(), [row["val_accuracy"] for row in HISTORY])
     assert line(ax, "best epoch").get_xdata() == [4]
     assert not same_color(line(ax, "train").get_color(), line(ax, "validation").get_color())
-    assert (
-        "Best epoch 4 (lowest validation loss): on validation accuracy 82.5 %, loss 0.300, AUC 0.950"
-        in texts(figure)
+    assert "Best epoch 4 (lowest validation loss): on validation accuracy 82.5 %, loss 0.300, AUC 0.950" in texts(
+        figure
     )
 
 
@@ -300,9 +299,7 @@ def test_risk_coverage_marks_the_operating_point():
     found = scoring.risk_coverage(*scored())
     figure = figures.risk_coverage(found["coverage"], found["risk"], (0.8, 0.0123))
     (ax,) = figure.axes
-    np.testing.assert_array_equal(
-        ax.lines[0].get_xydata(), np.column_stack([found["coverage"], found["risk"]])
-    )
+    np.testing.assert_array_equal(ax.lines[0].get_xydata(), np.column_stack([found["coverage"], found["risk"]]))
     assert [tuple(drawn.get_xydata()[0]) for drawn in ax.lines[1:]] == [(1, found["risk"][-1]), (0.8, 0.0123)]
     assert "80.0 % called\n1.2 % wrong" in texts(figure)
 
@@ -371,10 +368,7 @@ def test_prediction_grid_frames_and_marks_right_and_wrong():
     assert wrong > right
     assert [text.get_text() for text in ax.texts if text.get_text() in "✓✗"] == ["✓", "✗", "✗", "✓"]
     said = texts(figure)
-    assert (
-        "Some predictions" in said
-        and "2 of 4 images called right (✓), 2 wrong (✗), at threshold 0.50" in said
-    )
+    assert "Some predictions" in said and "2 of 4 images called right (✓), 2 wrong (✗), at threshold 0.50" in said
     for caption in ("is Real, called Real", "is Real, called Fake", "is Fake, called Real", "P(fake) 0.90"):
         assert caption in said
 
@@ -436,9 +430,7 @@ def test_an_outline_at_the_edge_is_closed_and_an_empty_mask_has_none():
 def test_mistakes_are_framed_as_wrong_and_captioned():
     figure = figures.mistakes(images(3), [f"{i}.jpg\nP(fake) 0.99" for i in range(3)], "Real called fake")
     assert all(same_color(frame.get_edgecolor(), figures.WRONG) for frame in frames(figure))
-    assert (
-        "Real called fake" in texts(figure) and "2.jpg" in texts(figure) and "P(fake) 0.99" in texts(figure)
-    )
+    assert "Real called fake" in texts(figure) and "2.jpg" in texts(figure) and "P(fake) 0.99" in texts(figure)
     assert "There are none." in texts(figures.mistakes([], []))
 
 

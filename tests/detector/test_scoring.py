@@ -194,9 +194,7 @@ def test_confusion_and_per_class():
         "swap": {"real": 0, "gan": 0, "diffusion": 0, "swap": 0},
     }
     found = scoring.per_class(labels, predicted, classes)
-    assert found["real"] == {name: pytest.approx(2 / 3) for name in ("precision", "recall", "f1")} | {
-        "support": 3
-    }
+    assert found["real"] == {name: pytest.approx(2 / 3) for name in ("precision", "recall", "f1")} | {"support": 3}
     assert found["gan"] == {
         "precision": pytest.approx(1 / 3),
         "recall": 0.5,
@@ -386,9 +384,7 @@ def test_pairs_without_an_answer():
 def test_curves_agree_with_scikit_learn(pairs):
     labels, p_fake = arrays(pairs)
     roc = scoring.roc_points(labels, p_fake)
-    for found, expected in zip(
-        roc.values(), sk.roc_curve(labels, p_fake, drop_intermediate=False), strict=True
-    ):
+    for found, expected in zip(roc.values(), sk.roc_curve(labels, p_fake, drop_intermediate=False), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-12)
     pr = scoring.pr_points(labels, p_fake)
     precision, recall, threshold = sk.precision_recall_curve(labels, p_fake)
@@ -448,9 +444,7 @@ def test_bands_are_the_quantiles_of_the_resamples_curves():
         precision, recall = precision[-2::-1], recall[-2::-1]
         precisions.append([precision[recall >= r][0] for r in pr["grid"]])
     np.testing.assert_allclose([roc["low"], roc["high"]], np.quantile(tprs, [0.25, 0.75], axis=0), atol=1e-12)
-    np.testing.assert_allclose(
-        [pr["low"], pr["high"]], np.quantile(precisions, [0.25, 0.75], axis=0), atol=1e-12
-    )
+    np.testing.assert_allclose([pr["low"], pr["high"]], np.quantile(precisions, [0.25, 0.75], axis=0), atol=1e-12)
 
 
 @settings(max_examples=50, deadline=None)

@@ -101,7 +101,7 @@ def test_a_killed_run_resumes_to_the_same_model(tmp_path, stop_after):
 
 
 def test_a_kill_while_saving_leaves_the_former_epoch(tmp_path, monkeypatch):
-    whole, history, _ = run(tmp_path / "whole", params())
+    _, history, _ = run(tmp_path / "whole", params())
     saved = []
 
     def interrupted(self, state):

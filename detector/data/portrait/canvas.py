@@ -19,14 +19,20 @@ class Canvas:
 
     def paint(self, outlines, colour, alpha=1.0, soft=0.0, clip=None) -> None:
         """Paint the inside of closed outlines, blurred by `soft` pixels, inside a mask `clip` if given."""
-        self._blend(outlines, lambda m, q: cv2.fillPoly(m, q, 255, cv2.LINE_AA, 4),
-                    colour, alpha, soft, clip, 0)
+        self._blend(outlines, lambda m, q: cv2.fillPoly(m, q, 255, cv2.LINE_AA, 4), colour, alpha, soft, clip, 0)
 
     def lines(self, curves, colour, width=1.0, alpha=1.0, soft=0.0, clip=None) -> None:
         """Draw one or more open curves, `width` pixels wide."""
         thick = max(1, round(width))
-        self._blend(curves, lambda m, q: cv2.polylines(m, q, False, 255, thick, cv2.LINE_AA, 4),
-                    colour, alpha, soft, clip, thick)
+        self._blend(
+            curves,
+            lambda m, q: cv2.polylines(m, q, False, 255, thick, cv2.LINE_AA, 4),
+            colour,
+            alpha,
+            soft,
+            clip,
+            thick,
+        )
 
     def loop(self, outline, colour, width=1.0, alpha=1.0) -> None:
         """Draw a closed outline's edge, `width` pixels wide."""
@@ -111,8 +117,17 @@ def noise(rng: np.random.Generator, side: int, cells: int, octaves: int = 1) -> 
 # --- Curves ---------------------------------------------------------------------------------------
 
 _STEPS = np.arange(8)[:, None] / 8
-_BASIS = (0.5 * np.hstack([-_STEPS + 2 * _STEPS**2 - _STEPS**3, 2 - 5 * _STEPS**2 + 3 * _STEPS**3,
-                           _STEPS + 4 * _STEPS**2 - 3 * _STEPS**3, _STEPS**3 - _STEPS**2])).astype(np.float32)
+_BASIS = (
+    0.5
+    * np.hstack(
+        [
+            -_STEPS + 2 * _STEPS**2 - _STEPS**3,
+            2 - 5 * _STEPS**2 + 3 * _STEPS**3,
+            _STEPS + 4 * _STEPS**2 - 3 * _STEPS**3,
+            _STEPS**3 - _STEPS**2,
+        ]
+    )
+).astype(np.float32)
 _CIRCLE = np.stack([f(np.arange(24) * (2 * pi / 24)) for f in (np.cos, np.sin)], 1)
 
 

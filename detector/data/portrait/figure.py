@@ -18,8 +18,21 @@ def body(s: Sitting) -> None:
     """Neck, shoulders and clothes."""
     who, scene, c, px = s.who, s.scene, s.canvas, s.px
     w = (0.36 if who.feminine else 0.44) * (0.9 + who.width / 7)  # half the neck
-    neck = _torso(s, closed([(-w, 0.45), (w, 0.45), (w * 0.98, 1.0), (w * 1.25, 1.3), (0.3, 1.6), (-0.3, 1.6),
-                             (-w * 1.25, 1.3), (-w * 0.98, 1.0)]))
+    neck = _torso(
+        s,
+        closed(
+            [
+                (-w, 0.45),
+                (w, 0.45),
+                (w * 0.98, 1.0),
+                (w * 1.25, 1.3),
+                (0.3, 1.6),
+                (-0.3, 1.6),
+                (-w * 1.25, 1.3),
+                (-w * 0.98, 1.0),
+            ]
+        ),
+    )
     c.paint(neck, who.skin * 0.93)
     s.cover("neck", c.mask(neck))
     for x in (-0.11, 0.11):  # sinews
@@ -30,17 +43,19 @@ def body(s: Sitting) -> None:
     if scene.clothes in ("shirt", "suit"):
         _collar(s, w)
     elif scene.clothes == "turtleneck":
-        roll = _torso(s, closed([(-w * 1.05, 0.98), (0, 1.08), (w * 1.05, 0.98), (w * 1.2, 1.3), (0, 1.45),
-                                 (-w * 1.2, 1.3)]))
+        roll = _torso(
+            s, closed([(-w * 1.05, 0.98), (0, 1.08), (w * 1.05, 0.98), (w * 1.2, 1.3), (0, 1.45), (-w * 1.2, 1.3)])
+        )
         c.paint(roll, mix(scene.cloth, WHITE, 0.06))
         s.cover("body", c.mask(roll))
-        ribs = [_torso(s, curve([(x, 1.03), (x * 1.05, 1.2), (x * 1.12, 1.38)]))
-                for x in np.linspace(-w, w, 13)]
+        ribs = [_torso(s, curve([(x, 1.03), (x * 1.05, 1.2), (x * 1.12, 1.38)])) for x in np.linspace(-w, w, 13)]
         c.lines(ribs, dark, 0.012 * px, 0.5)
     elif scene.clothes == "hoodie":
         _hood(s, w)
-    folds = [_torso(s, curve([(x, 2.4), (x * 0.93 + s.rng.normal(0, 0.03), 2.0), (x * 0.8, 1.72)]))
-             for x in (-0.85, -0.45, 0.45, 0.85)]
+    folds = [
+        _torso(s, curve([(x, 2.4), (x * 0.93 + s.rng.normal(0, 0.03), 2.0), (x * 0.8, 1.72)]))
+        for x in (-0.85, -0.45, 0.45, 0.85)
+    ]
     c.lines(folds, dark, 0.03 * px, 0.35, 0.02 * px, garment)
     if who.feminine and scene.clothes in ("tee", "v-neck", "dress") and s.rng.random() < 0.4:
         _necklace(s, w)
@@ -60,14 +75,14 @@ def _garment(s: Sitting, w: float) -> np.ndarray:
     """What covers the shoulders; returns its mask."""
     who, scene, c, px = s.who, s.scene, s.canvas, s.px
     broad = 1.12 if who.feminine else 1.32
-    low = {"tee": 1.42, "v-neck": 1.72, "shirt": 1.5, "suit": 1.62, "turtleneck": 1.2, "hoodie": 1.42,
-           "dress": 1.62}
+    low = {"tee": 1.42, "v-neck": 1.72, "shirt": 1.5, "suit": 1.62, "turtleneck": 1.2, "hoodie": 1.42, "dress": 1.62}
     dip = low[scene.clothes]
     wide = {"dress": 1.9, "tee": 1.15}.get(scene.clothes, 1.0) * w
     shoulder = [(w * 0.75, 1.12), (w * 1.3, 1.24), (broad * 0.72, 1.36), (broad, 1.58), (broad * 1.12, 2.2)]
     if scene.clothes == "dress":
-        bare = _torso(s, closed([(-broad * 1.1, 2.3), *((-x, y) for x, y in reversed(shoulder)), *shoulder,
-                                 (broad * 1.1, 2.3)]))
+        bare = _torso(
+            s, closed([(-broad * 1.1, 2.3), *((-x, y) for x, y in reversed(shoulder)), *shoulder, (broad * 1.1, 2.3)])
+        )
         c.paint(bare, who.skin * 0.95)
         s.cover("body", c.mask(bare))
         shoulder = [(wide, 1.27), *shoulder[2:]]
@@ -131,8 +146,10 @@ def _collar(s: Sitting, w: float) -> None:
 def _hood(s: Sitting, w: float) -> None:
     c, cloth = s.canvas, s.scene.cloth
     for side in (-1, 1):
-        hood = closed(np.array([(w * 0.9, 1.0), (w * 1.55, 0.98), (w * 1.75, 1.28), (0.25, 1.6), (0.06, 1.56),
-                                (w * 0.8, 1.28)]) * (side, 1))
+        hood = closed(
+            np.array([(w * 0.9, 1.0), (w * 1.55, 0.98), (w * 1.75, 1.28), (0.25, 1.6), (0.06, 1.56), (w * 0.8, 1.28)])
+            * (side, 1)
+        )
         hood = _torso(s, hood)
         c.paint(hood, mix(cloth, WHITE, 0.22))
         c.loop(hood, cloth * 0.62, 1, 0.6)
@@ -162,8 +179,18 @@ def head(s: Sitting) -> np.ndarray:
     who, c, p, px = s.who, s.canvas, s.pose, s.px
     _ears(s)
     w, j, ch = who.width, who.jaw, who.chin
-    half = [(0, -1.0), (0.51 * w, -0.93), (0.84 * w, -0.68), (w * 0.97, -0.3), (w, 0.0), (w * 0.96, 0.26),
-            (j * 0.5 + w * 0.46, 0.48), (j, 0.7), (ch + 0.1, 0.9), (ch * 0.45, 1.0)]
+    half = [
+        (0, -1.0),
+        (0.51 * w, -0.93),
+        (0.84 * w, -0.68),
+        (w * 0.97, -0.3),
+        (w, 0.0),
+        (w * 0.96, 0.26),
+        (j * 0.5 + w * 0.46, 0.48),
+        (j, 0.7),
+        (ch + 0.1, 0.9),
+        (ch * 0.45, 1.0),
+    ]
     outline = closed([*half, *((-x, y) for x, y in reversed(half[1:]))])
     outline = p(outline, 0.08 + 0.3 * np.clip(outline[:, 1] - 0.2, 0, 1))  # the chin stands out
     mask = c.mask(outline)
@@ -188,8 +215,7 @@ def head(s: Sitting) -> np.ndarray:
 
 def _ears(s: Sitting) -> None:
     who, c, p = s.who, s.canvas, s.pose
-    shape = np.array([(0, -0.14), (0.07, -0.19), (0.12, -0.12), (0.10, 0.04), (0.06, 0.17), (0.0, 0.2),
-                      (-0.06, 0.1)])
+    shape = np.array([(0, -0.14), (0.07, -0.19), (0.12, -0.12), (0.10, 0.04), (0.06, 0.17), (0.0, 0.2), (-0.06, 0.1)])
     for side in (-1, 1):
         at = (side * (who.width + 0.035), 0.1)
         ear = p(closed(shape * (side * who.ear, who.ear) + at), -0.08)
@@ -211,8 +237,7 @@ def _wrinkles(s: Sitting, mask: np.ndarray) -> None:
         c.paint(ribbon(p(curve(fold * (side, 1))), 0.05 * px), deep, 0.6 * k, 0.015 * px)
         bag = np.array([(x - 0.13, 0.11), (x, 0.17), (x + 0.15, 0.1)])
         c.paint(ribbon(p(curve(bag * (side, 1))), 0.04 * px), deep, 0.5 * k, 0.012 * px)
-        feet = [p([(side * (x + 0.21), 0.02 + dy), (side * (x + 0.27), 0.03 + 1.9 * dy)])
-                for dy in (-0.05, 0, 0.05)]
+        feet = [p([(side * (x + 0.21), 0.02 + dy), (side * (x + 0.27), 0.03 + 1.9 * dy)]) for dy in (-0.05, 0, 0.05)]
         c.lines(feet, deep, 0.014 * px, 0.5 * k, 0.3, mask)
     for y in (-0.46, -0.39, -0.53)[: 1 + int(k * 2.5)]:
         line = p(curve([(-0.36, y + 0.02), (-0.15, y), (0.15, y), (0.36, y + 0.02)]))
@@ -273,8 +298,9 @@ def _brow(s: Sitting, side: int, head: np.ndarray) -> None:
     who, scene, c, px = s.who, s.scene, s.canvas, s.px
     x, arch, weight = who.eye_gap, who.brow_arch, who.brow_weight
     y = -who.brow_height - scene.brow_raise - 0.02 * max(0, scene.smile)
-    arc = np.array([(x - 0.19, y + 0.015), (x - 0.05, y - 0.015 - arch * 0.6), (x + 0.11, y - 0.01 - arch),
-                    (x + 0.24, y + 0.075)])
+    arc = np.array(
+        [(x - 0.19, y + 0.015), (x - 0.05, y - 0.015 - arch * 0.6), (x + 0.11, y - 0.01 - arch), (x + 0.24, y + 0.075)]
+    )
     brow = s.pose(curve(arc * (side, 1)), 0.66)
     colour = mix(who.hair, (0.12, 0.08, 0.06), 0.45)
     c.paint(ribbon(brow, weight * px, (0.75, 0.1)), colour, 0.72, 0.008 * px, head)
@@ -370,12 +396,36 @@ def beard(s: Sitting, head: np.ndarray) -> None:
     lip = y - who.lip_fullness * 0.85
     low = y + who.lip_fullness * 1.2 + 1.1 * _opening(s) + 0.02
     long = {"long": 0.32, "short": 0.06}.get(who.beard, 0.0)
-    moustache = closed(mirrored([(0, lip - 0.10), (0.14, lip - 0.10), (0.28, lip + 0.05), (0.34, y + 0.06),
-                                 (0.24, y + 0.02), (0.1, lip + 0.02), (0, lip + 0.01)]))
-    upper = [(w * 0.99, 0.08), (w * 0.88, 0.2), (w * 0.72, 0.42), (0.36, 0.56), (0.345, y), (0.22, low),
-             (0, low + 0.03)]
-    outer = [(0.0, 1.02 + long), (0.22, 1.0 + long * 0.9), (j * 0.85, 0.86 + long * 0.5),
-             (j + 0.07 + long * 0.1, 0.66 + long * 0.2), (w * 0.98, 0.4), (w * 1.01, 0.1)]
+    moustache = closed(
+        mirrored(
+            [
+                (0, lip - 0.10),
+                (0.14, lip - 0.10),
+                (0.28, lip + 0.05),
+                (0.34, y + 0.06),
+                (0.24, y + 0.02),
+                (0.1, lip + 0.02),
+                (0, lip + 0.01),
+            ]
+        )
+    )
+    upper = [
+        (w * 0.99, 0.08),
+        (w * 0.88, 0.2),
+        (w * 0.72, 0.42),
+        (0.36, 0.56),
+        (0.345, y),
+        (0.22, low),
+        (0, low + 0.03),
+    ]
+    outer = [
+        (0.0, 1.02 + long),
+        (0.22, 1.0 + long * 0.9),
+        (j * 0.85, 0.86 + long * 0.5),
+        (j + 0.07 + long * 0.1, 0.66 + long * 0.2),
+        (w * 0.98, 0.4),
+        (w * 1.01, 0.1),
+    ]
     whole = closed([*mirrored(upper), *((-x, v) for x, v in reversed(outer[1:])), *outer])
     chin = closed(mirrored([(0, low + 0.02), (0.14, low), (0.2, low + 0.1), (0.17, 0.98), (0, 1.05)]))
     shapes = {"moustache": [moustache], "goatee": [chin, moustache]}.get(who.beard, [whole, moustache])
@@ -401,12 +451,11 @@ def beard(s: Sitting, head: np.ndarray) -> None:
 
 _LENSES = {
     "round": ellipse((0, 0), 0.215, 0.2),
-    "square": closed([(-0.22, -0.14), (0, -0.16), (0.22, -0.14), (0.235, 0), (0.2, 0.14), (0, 0.16),
-                      (-0.2, 0.14), (-0.225, 0)]),
-    "cat": closed([(-0.2, -0.1), (0.05, -0.15), (0.27, -0.2), (0.235, 0.02), (0.12, 0.15), (-0.1, 0.14),
-                   (-0.2, 0.04)]),
-    "sun": closed([(-0.22, -0.15), (0, -0.17), (0.23, -0.15), (0.22, 0.05), (0.12, 0.19), (-0.06, 0.19),
-                   (-0.2, 0.08)]),
+    "square": closed(
+        [(-0.22, -0.14), (0, -0.16), (0.22, -0.14), (0.235, 0), (0.2, 0.14), (0, 0.16), (-0.2, 0.14), (-0.225, 0)]
+    ),
+    "cat": closed([(-0.2, -0.1), (0.05, -0.15), (0.27, -0.2), (0.235, 0.02), (0.12, 0.15), (-0.1, 0.14), (-0.2, 0.04)]),
+    "sun": closed([(-0.22, -0.15), (0, -0.17), (0.23, -0.15), (0.22, 0.05), (0.12, 0.19), (-0.06, 0.19), (-0.2, 0.08)]),
 }
 
 

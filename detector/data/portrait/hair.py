@@ -54,9 +54,18 @@ def behind(s: Sitting) -> None:
     cut, w = _cut(who), who.width
     if cut and cut.long:
         low = cut.low + 0.1
-        mass = closed(mirrored([(0, -1.0), (w * 0.8, -0.8), (w + cut.side, -0.2),
-                                (w + cut.side + 0.08, low * 0.5),
-                                (w + cut.side + 0.02, low), (0, low)]))
+        mass = closed(
+            mirrored(
+                [
+                    (0, -1.0),
+                    (w * 0.8, -0.8),
+                    (w + cut.side, -0.2),
+                    (w + cut.side + 0.08, low * 0.5),
+                    (w + cut.side + 0.02, low),
+                    (0, low),
+                ]
+            )
+        )
         outline, colour = p(mass, -0.25), who.hair * 0.55
     elif who.style == "afro":
         mass = ellipse((0, -0.3), w + cut.side * who.volume * 0.9, 0.95 + 0.2 * who.volume)
@@ -65,8 +74,21 @@ def behind(s: Sitting) -> None:
         mass = ellipse((0.12 * who.parting, -1.16), 0.27 * who.volume, 0.25 * who.volume)
         outline, colour = p(mass, -0.2), who.hair * 0.85
     elif who.style == "ponytail":
-        mass = closed(np.array([(0.3, -0.85), (0.85, -0.75), (1.08, -0.2), (1.02, 0.7), (0.85, 1.5),
-                                (0.7, 0.9), (0.72, 0.2), (0.6, -0.4)]) * (np.sign(who.parting), 1))
+        mass = closed(
+            np.array(
+                [
+                    (0.3, -0.85),
+                    (0.85, -0.75),
+                    (1.08, -0.2),
+                    (1.02, 0.7),
+                    (0.85, 1.5),
+                    (0.7, 0.9),
+                    (0.72, 0.2),
+                    (0.6, -0.4),
+                ]
+            )
+            * (np.sign(who.parting), 1)
+        )
         outline, colour = p(mass, -0.45), who.hair * 0.85
     else:
         return
@@ -138,9 +160,7 @@ def _outlines(who: Identity, cut: Cut) -> tuple[np.ndarray, np.ndarray]:
     return _edge(cut, curve(outer), curve(inner), rng)
 
 
-def _edge(
-    cut: Cut, outer: np.ndarray, inner: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def _edge(cut: Cut, outer: np.ndarray, inner: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Spikes, scallops or waves along the two outlines of a cut."""
     if cut.edge == "scallops":  # too fine for so few points
         at, known = np.linspace(0, len(outer) - 1, 4 * len(outer)), np.arange(len(outer))
@@ -223,8 +243,17 @@ def _tufts(s: Sitting) -> None:
     who, c, px, w = s.who, s.canvas, s.px, s.who.width
     rng = np.random.default_rng(who.seed + 4)
     for side in (-1, 1):
-        tuft = np.array([(w - 0.02, 0.1), (w + 0.06, 0.0), (w + 0.09, -0.25), (w + 0.02, -0.5),
-                         (w - 0.08, -0.52), (w - 0.09, -0.3), (w - 0.05, -0.1)])
+        tuft = np.array(
+            [
+                (w - 0.02, 0.1),
+                (w + 0.06, 0.0),
+                (w + 0.09, -0.25),
+                (w + 0.02, -0.5),
+                (w - 0.08, -0.52),
+                (w - 0.09, -0.3),
+                (w - 0.05, -0.1),
+            ]
+        )
         outline = s.pose(closed(tuft * (side, 1)), -0.02)
         mask = c.mask(outline, 0.03 * px)
         c.tint(mask, who.hair, 0.92)
@@ -250,11 +279,34 @@ def _braids(s: Sitting) -> None:
 def _headscarf(s: Sitting) -> None:
     who, c, p, px, w = s.who, s.canvas, s.pose, s.px, s.who.width
     cloth = who.accessory
-    outer = closed(mirrored([(0, -1.14), (0.5, -1.06), (w + 0.08, -0.6), (w + 0.17, 0.0), (w + 0.12, 0.6),
-                             (0.75, 1.1),
-                             (0.95, 1.6), (0.7, 1.9), (0, 1.95)]))
-    inner = closed(mirrored([(0, -0.62), (0.36, -0.56), (w - 0.13, -0.25), (w - 0.07, 0.2), (who.jaw, 0.64),
-                             (who.chin + 0.06, 0.93), (0, 1.0)]))
+    outer = closed(
+        mirrored(
+            [
+                (0, -1.14),
+                (0.5, -1.06),
+                (w + 0.08, -0.6),
+                (w + 0.17, 0.0),
+                (w + 0.12, 0.6),
+                (0.75, 1.1),
+                (0.95, 1.6),
+                (0.7, 1.9),
+                (0, 1.95),
+            ]
+        )
+    )
+    inner = closed(
+        mirrored(
+            [
+                (0, -0.62),
+                (0.36, -0.56),
+                (w - 0.13, -0.25),
+                (w - 0.07, 0.2),
+                (who.jaw, 0.64),
+                (who.chin + 0.06, 0.93),
+                (0, 1.0),
+            ]
+        )
+    )
     opening = c.mask(p(inner, 0.3))
     c.tint(opening * (1 - blur(opening, 0.04 * px)), who.skin * SHADE, 0.55)
     mask = c.mask(p(outer, -0.05)) * (1 - opening)
@@ -263,10 +315,33 @@ def _headscarf(s: Sitting) -> None:
     k = np.sign(who.parting)
     folds = []
     for d in np.linspace(0.15, 0.9, 7) + np.random.default_rng(who.seed + 5).normal(0, 0.03, 7):
-        folds += [p(curve([(-k * (w + 0.1 * d), 0.3), (-k * 0.6, 0.85 + 0.2 * d), (0, 1.05 + 0.35 * d),
-                           (k * 0.7, 0.95 + 0.6 * d), (k * 0.9, 0.7 + d)]), 0.1),
-                  p(curve([(-w - 0.05 * d, 0.1), (-w - 0.02, -0.4 - 0.1 * d), (-0.4, -0.72 - 0.25 * d),
-                           (0, -0.72 - 0.35 * d), (0.4, -0.72 - 0.25 * d), (w + 0.02, -0.4 - 0.1 * d)]), 0.0)]
+        folds += [
+            p(
+                curve(
+                    [
+                        (-k * (w + 0.1 * d), 0.3),
+                        (-k * 0.6, 0.85 + 0.2 * d),
+                        (0, 1.05 + 0.35 * d),
+                        (k * 0.7, 0.95 + 0.6 * d),
+                        (k * 0.9, 0.7 + d),
+                    ]
+                ),
+                0.1,
+            ),
+            p(
+                curve(
+                    [
+                        (-w - 0.05 * d, 0.1),
+                        (-w - 0.02, -0.4 - 0.1 * d),
+                        (-0.4, -0.72 - 0.25 * d),
+                        (0, -0.72 - 0.35 * d),
+                        (0.4, -0.72 - 0.25 * d),
+                        (w + 0.02, -0.4 - 0.1 * d),
+                    ]
+                ),
+                0.0,
+            ),
+        ]
     c.lines(folds[::2], cloth * 0.55, 0.03 * px, 0.6, 0.015 * px, mask)
     c.lines(folds[1::2], cloth * 0.7, 0.02 * px, 0.4, 0.015 * px, mask)
     shine = [fold + 0.03 * px for fold in folds]
@@ -282,8 +357,7 @@ def _beanie(s: Sitting) -> None:
     brim = p(closed([(0, -0.73), *half, (0, -0.46), *((-x, y) for x, y in reversed(half))]), 0.12)
     mask, band = c.mask(dome), c.mask(brim)
     c.paint(dome, cloth)
-    ribs = [p(curve([(x * 0.25, -1.3), (x * 0.8, -1.0), (x, -0.5)]), 0.05)
-            for x in np.linspace(-0.8, 0.8, 15)]
+    ribs = [p(curve([(x * 0.25, -1.3), (x * 0.8, -1.0), (x, -0.5)]), 0.05) for x in np.linspace(-0.8, 0.8, 15)]
     c.lines(ribs, cloth * 0.55, 0.02 * px, 0.6, 0.4, mask)
     c.paint(brim, mix(cloth, (1, 1, 1), 0.18))
     ribs = [p([(x, -0.75), (x, -0.28)], 0.12) for x in np.linspace(-0.85, 0.85, 23)]

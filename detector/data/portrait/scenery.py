@@ -102,8 +102,10 @@ def _forest(rng: np.random.Generator, n: int) -> Canvas:
     base = np.array((rng.uniform(0.15, 0.4), 0.36, 0.16), np.float32)
     c = _ramp(n, base * 1.3, base * 0.7)
     trunks = [box(x - w, 0, 2 * w, 1) * n for x, w in rng.uniform((0, 0.015), (1, 0.04), (5, 2))]
-    leaves = [ellipse((x * n, y * n), r * n, r * n * 0.7, tilt)
-              for x, y, r, tilt in rng.uniform((0, 0, 0.012, 0), (1, 0.85, 0.05, 3), (130, 4))]
+    leaves = [
+        ellipse((x * n, y * n), r * n, r * n * 0.7, tilt)
+        for x, y, r, tilt in rng.uniform((0, 0, 0.012, 0), (1, 0.85, 0.05, 3), (130, 4))
+    ]
     shades = base * rng.uniform(0.5, 2.0, (len(leaves), 1))
     c.tiles([*trunks, *leaves], [*([(0.22, 0.16, 0.11)] * len(trunks)), *shades])
     for x, y, r in rng.uniform((0, 0, 0.01), (1, 0.6, 0.04), (10, 3)) * n:
@@ -133,8 +135,11 @@ def _bricks(rng: np.random.Generator, n: int) -> Canvas:
     base = np.array(((0.62, 0.32, 0.25), (0.75, 0.70, 0.64), (0.45, 0.42, 0.40))[rng.integers(3)], np.float32)
     c = _ramp(n, base * 0.75, base * 0.6)
     h, w = 0.065, 0.16
-    bricks = [box(x, y, w - 0.012, h - 0.01) * n for row, y in enumerate(np.arange(-0.02, 1, h))
-              for x in np.arange(-w * (1 + 0.5 * (row % 2)), 1, w)]
+    bricks = [
+        box(x, y, w - 0.012, h - 0.01) * n
+        for row, y in enumerate(np.arange(-0.02, 1, h))
+        for x in np.arange(-w * (1 + 0.5 * (row % 2)), 1, w)
+    ]
     c.tiles(bricks, base * rng.uniform(0.85, 1.2, (len(bricks), 1)))
     return c
 
@@ -160,8 +165,12 @@ def _city(rng: np.random.Generator, n: int) -> Canvas:
             w, top = rng.uniform(0.08, 0.2), rng.uniform(0.1, 0.5) * depth + 0.12
             day = _any_hue(rng, (0.05, 0.25), (0.5, 0.8)) * (1.3 - 0.45 * depth)
             front = np.array((0.18, 0.2, 0.31)) * depth if night else day
-            panes = [box(a, b, 0.015, 0.025) * n for a in np.arange(x + 0.015, x + w - 0.02, 0.033)
-                     for b in np.arange(top + 0.03, 1, 0.055) if rng.random() < 0.55]
+            panes = [
+                box(a, b, 0.015, 0.025) * n
+                for a in np.arange(x + 0.015, x + w - 0.02, 0.033)
+                for b in np.arange(top + 0.03, 1, 0.055)
+                if rng.random() < 0.55
+            ]
             boxes += [box(x, top, w, 1) * n, *panes]
             colours += [front, *([(0.99, 0.85, 0.5) if night else front * 0.65] * len(panes))]
             x += w + 0.01
@@ -170,7 +179,14 @@ def _city(rng: np.random.Generator, n: int) -> Canvas:
 
 
 PLACES: dict[str, Callable[[np.random.Generator, int], Canvas]] = {
-    "bokeh": _bokeh, "wall": _wall, "studio": _studio, "window": _window, "landscape": _landscape,
+    "bokeh": _bokeh,
+    "wall": _wall,
+    "studio": _studio,
+    "window": _window,
+    "landscape": _landscape,
     "forest": _forest,
-    "shelf": _shelf, "bricks": _bricks, "sunset": _sunset, "city": _city,
+    "shelf": _shelf,
+    "bricks": _bricks,
+    "sunset": _sunset,
+    "city": _city,
 }

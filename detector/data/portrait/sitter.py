@@ -8,23 +8,63 @@ import numpy as np
 from detector.data.portrait.canvas import mix
 from detector.data.portrait.scenery import PLACES
 
-SKINS = ((252, 222, 198), (246, 207, 176), (235, 188, 150), (222, 168, 126), (198, 140, 98), (168, 112, 76),
-         (138, 88, 60), (108, 68, 46), (82, 52, 38))
-HAIRS = ((24, 19, 18), (50, 34, 26), (88, 58, 38), (122, 60, 32), (176, 86, 42), (146, 108, 64),
-         (212, 174, 112),
-         (232, 214, 178))
+SKINS = (
+    (252, 222, 198),
+    (246, 207, 176),
+    (235, 188, 150),
+    (222, 168, 126),
+    (198, 140, 98),
+    (168, 112, 76),
+    (138, 88, 60),
+    (108, 68, 46),
+    (82, 52, 38),
+)
+HAIRS = (
+    (24, 19, 18),
+    (50, 34, 26),
+    (88, 58, 38),
+    (122, 60, 32),
+    (176, 86, 42),
+    (146, 108, 64),
+    (212, 174, 112),
+    (232, 214, 178),
+)
 DYES = ((54, 120, 130), (206, 96, 140), (92, 78, 160), (176, 40, 48))
-IRISES = ((66, 40, 24), (92, 58, 32), (122, 90, 46), (86, 110, 66), (82, 122, 148), (110, 130, 140),
-          (52, 34, 24))
-CLOTHS = ((40, 52, 84), (140, 40, 48), (226, 222, 212), (58, 62, 66), (66, 104, 88), (214, 164, 60),
-          (92, 132, 176),
-          (196, 104, 84), (110, 84, 124), (30, 32, 36), (168, 176, 160), (232, 190, 190), (84, 66, 54))
+IRISES = ((66, 40, 24), (92, 58, 32), (122, 90, 46), (86, 110, 66), (82, 122, 148), (110, 130, 140), (52, 34, 24))
+CLOTHS = (
+    (40, 52, 84),
+    (140, 40, 48),
+    (226, 222, 212),
+    (58, 62, 66),
+    (66, 104, 88),
+    (214, 164, 60),
+    (92, 132, 176),
+    (196, 104, 84),
+    (110, 84, 124),
+    (30, 32, 36),
+    (168, 176, 160),
+    (232, 190, 190),
+    (84, 66, 54),
+)
 
 # Chances: of a style for a masculine and for a feminine person, of the rest for anyone.
 STYLES = {
-    "bald": (6, 0.3), "fringe of a bald head": (6, 0), "buzz": (9, 1), "crop": (13, 2), "side part": (15, 2),
-    "quiff": (10, 1), "spikes": (5, 0.5), "curls": (8, 8), "afro": (6, 7), "bob": (1, 13), "long": (3, 15),
-    "waves": (2, 15), "bun": (2, 9), "ponytail": (1, 8), "braids": (0.3, 8), "beanie": (6, 5),
+    "bald": (6, 0.3),
+    "fringe of a bald head": (6, 0),
+    "buzz": (9, 1),
+    "crop": (13, 2),
+    "side part": (15, 2),
+    "quiff": (10, 1),
+    "spikes": (5, 0.5),
+    "curls": (8, 8),
+    "afro": (6, 7),
+    "bob": (1, 13),
+    "long": (3, 15),
+    "waves": (2, 15),
+    "bun": (2, 9),
+    "ponytail": (1, 8),
+    "braids": (0.3, 8),
+    "beanie": (6, 5),
     "headscarf": (0, 7),
 }
 BEARDS = {"none": 44, "stubble": 18, "moustache": 8, "goatee": 9, "short": 13, "long": 8}
@@ -111,24 +151,39 @@ def draw_identity(rng: np.random.Generator) -> Identity:
         style = "curls"
     red = rng.uniform(0.3, 0.7) if feminine and rng.random() < 0.4 else rng.uniform(0, 0.15)  # lipstick
     return Identity(
-        feminine=feminine, age=age, skin=skin, hair=_hair_colour(rng, tone, age, "bald" not in style),
+        feminine=feminine,
+        age=age,
+        skin=skin,
+        hair=_hair_colour(rng, tone, age, "bald" not in style),
         iris=_along(IRISES, rng.uniform(0, 0.25 if tone > 0.55 else 1)),
         lips=mix(skin * (0.86, 0.60, 0.58), (0.70, 0.14, 0.20), red),
-        width=rng.uniform(0.68, 0.79), jaw=rng.uniform(0.45, 0.62) - 0.05 * feminine,
-        chin=rng.uniform(0.17, 0.31) - 0.03 * feminine, eye_gap=rng.uniform(0.29, 0.36),
+        width=rng.uniform(0.68, 0.79),
+        jaw=rng.uniform(0.45, 0.62) - 0.05 * feminine,
+        chin=rng.uniform(0.17, 0.31) - 0.03 * feminine,
+        eye_gap=rng.uniform(0.29, 0.36),
         eye_size=rng.uniform(0.155, 0.195) + 0.012 * feminine,
-        eye_open=rng.uniform(0.30, 0.50) + 0.05 * feminine - 0.06 * age, eye_tilt=rng.normal(0.04, 0.09),
+        eye_open=rng.uniform(0.30, 0.50) + 0.05 * feminine - 0.06 * age,
+        eye_tilt=rng.normal(0.04, 0.09),
         brow_height=rng.uniform(0.20, 0.28) + 0.02 * feminine,
-        brow_weight=rng.uniform(0.03, 0.075) - 0.014 * feminine, brow_arch=rng.uniform(0.0, 0.07),
-        nose_length=rng.uniform(0.34, 0.46), nose_width=rng.uniform(0.11, 0.19),
-        mouth_height=rng.uniform(0.61, 0.68), mouth_width=rng.uniform(0.20, 0.29),
-        lip_fullness=rng.uniform(0.045, 0.095) + 0.015 * feminine, ear=rng.uniform(0.85, 1.2), style=style,
-        parting=rng.choice((-1, 1)) * rng.uniform(0.2, 1), volume=rng.uniform(0.7, 1.3),
+        brow_weight=rng.uniform(0.03, 0.075) - 0.014 * feminine,
+        brow_arch=rng.uniform(0.0, 0.07),
+        nose_length=rng.uniform(0.34, 0.46),
+        nose_width=rng.uniform(0.11, 0.19),
+        mouth_height=rng.uniform(0.61, 0.68),
+        mouth_width=rng.uniform(0.20, 0.29),
+        lip_fullness=rng.uniform(0.045, 0.095) + 0.015 * feminine,
+        ear=rng.uniform(0.85, 1.2),
+        style=style,
+        parting=rng.choice((-1, 1)) * rng.uniform(0.2, 1),
+        volume=rng.uniform(0.7, 1.3),
         fringe=float(rng.random()),
-        beard="none" if feminine or age < 0.12 else _pick(rng, BEARDS), glasses=_pick(rng, GLASSES),
+        beard="none" if feminine or age < 0.12 else _pick(rng, BEARDS),
+        glasses=_pick(rng, GLASSES),
         earrings=_pick(rng, EARRINGS) if feminine or rng.random() < 0.15 else "none",
-        lashes=feminine and rng.random() < 0.8, marks=_marks(rng, tone, age),
-        accessory=_cloth(rng), seed=int(rng.integers(2**31)),
+        lashes=feminine and rng.random() < 0.8,
+        marks=_marks(rng, tone, age),
+        accessory=_cloth(rng),
+        seed=int(rng.integers(2**31)),
     )
 
 
@@ -141,17 +196,27 @@ def draw_scene(rng: np.random.Generator) -> Scene:
     sky = np.array([1 - cool, 1, 1 + cool]) * ambient
     ground = np.array([1.08, 1, 0.92]) * ambient * rng.uniform(0.5, 0.9)
     return Scene(
-        yaw=np.clip(rng.normal(0, 0.2), -0.42, 0.42), pitch=np.clip(rng.normal(0, 0.09), -0.18, 0.18),
-        roll=np.clip(rng.normal(0, 0.1), -0.25, 0.25), zoom=rng.uniform(0.9, 1.12),
+        yaw=np.clip(rng.normal(0, 0.2), -0.42, 0.42),
+        pitch=np.clip(rng.normal(0, 0.09), -0.18, 0.18),
+        roll=np.clip(rng.normal(0, 0.1), -0.25, 0.25),
+        zoom=rng.uniform(0.9, 1.12),
         shift=(rng.uniform(-0.04, 0.04), rng.uniform(-0.03, 0.03)),
         smile=np.clip(rng.normal(0.5, 0.38), -0.25, 1),
-        mouth_open=max(0.0, rng.normal(0.1, 0.5)), gaze=(rng.normal(0, 0.22), rng.normal(0, 0.12)),
-        squint=abs(rng.normal(0, 0.12)), brow_raise=rng.normal(0, 0.03), key=np.array(key, np.float32),
-        key_colour=key_colour.astype(np.float32), sky=sky.astype(np.float32),
+        mouth_open=max(0.0, rng.normal(0.1, 0.5)),
+        gaze=(rng.normal(0, 0.22), rng.normal(0, 0.12)),
+        squint=abs(rng.normal(0, 0.12)),
+        brow_raise=rng.normal(0, 0.03),
+        key=np.array(key, np.float32),
+        key_colour=key_colour.astype(np.float32),
+        sky=sky.astype(np.float32),
         ground=ground.astype(np.float32),
-        rim=max(0.0, rng.normal(0.1, 0.35)), clothes=_pick(rng, CLOTHES), cloth=_cloth(rng),
+        rim=max(0.0, rng.normal(0.1, 0.35)),
+        clothes=_pick(rng, CLOTHES),
+        cloth=_cloth(rng),
         cloth2=_cloth(rng),
-        pattern=_pick(rng, PATTERNS), place=str(rng.choice(list(PLACES))), defocus=rng.uniform(0.02, 0.11),
+        pattern=_pick(rng, PATTERNS),
+        place=str(rng.choice(list(PLACES))),
+        defocus=rng.uniform(0.02, 0.11),
         seed=int(rng.integers(2**31)),
     )
 

@@ -173,9 +173,7 @@ def test_full_strength_of_grey_and_posterise():
     assert set(np.unique(corrupt(PORTRAIT, "posterise", 1, np.random.default_rng(0)))) <= {0, 85, 170, 255}
 
 
-@pytest.mark.parametrize(
-    "name, reduced", [("max_pool", np.max), ("min_pool", np.min), ("average_pool", np.mean)]
-)
+@pytest.mark.parametrize("name, reduced", [("max_pool", np.max), ("min_pool", np.min), ("average_pool", np.mean)])
 def test_pooling_takes_whole_blocks(name, reduced, monkeypatch):
     monkeypatch.setattr(corruption.cv2, "INTER_CUBIC", cv2.INTER_NEAREST)
     image = np.random.default_rng(0).integers(0, 256, (252, 252, 3), dtype=np.uint8)

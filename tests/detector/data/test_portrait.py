@@ -16,8 +16,7 @@ SIZE = 48
 
 def person(seed=1, **traits):
     """Somebody plain, with the traits given."""
-    plain = {"feminine": False, "age": 0.4, "style": "crop", "beard": "none", "glasses": "none",
-             "earrings": "none"}
+    plain = {"feminine": False, "age": 0.4, "style": "crop", "beard": "none", "glasses": "none", "earrings": "none"}
     return replace(draw_identity(np.random.default_rng(seed)), **{**plain, **traits})
 
 
@@ -55,8 +54,12 @@ def test_a_larger_picture_shows_the_same():
 
 
 TRAITS = [("style", value) for value in sitter.STYLES if value != "crop"]
-TRAITS += [(name, value) for name in ("beard", "glasses", "earrings")
-           for value in getattr(sitter, {"beard": "BEARDS"}.get(name, name.upper())) if value != "none"]
+TRAITS += [
+    (name, value)
+    for name in ("beard", "glasses", "earrings")
+    for value in getattr(sitter, {"beard": "BEARDS"}.get(name, name.upper()))
+    if value != "none"
+]
 
 
 @pytest.mark.parametrize(("trait", "value"), TRAITS)

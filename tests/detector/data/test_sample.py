@@ -40,13 +40,19 @@ def many():
 def test_half_of_every_split_is_fake_and_the_odd_one_is_real(portraits):
     kinds = Counter(tuple(portrait.path.split("/")[:2]) for portrait in portraits)
     assert kinds == {
-        ("Train", "Real"): 7, ("Train", "Fake"): 6, ("Validation", "Real"): 3,
-        ("Validation", "Fake"): 3, ("Test", "Real"): 4, ("Test", "Fake"): 4,
-        ("Test_Perturbed", "Real"): 4, ("Test_Perturbed", "Fake"): 4,
+        ("Train", "Real"): 7,
+        ("Train", "Fake"): 6,
+        ("Validation", "Real"): 3,
+        ("Validation", "Fake"): 3,
+        ("Test", "Real"): 4,
+        ("Test", "Fake"): 4,
+        ("Test_Perturbed", "Real"): 4,
+        ("Test_Perturbed", "Fake"): 4,
     }
     assert len({portrait.path for portrait in portraits}) == len(portraits)
     assert {"Train/Real/0007.jpg", "Train/Fake/0001.jpg", "Test_Perturbed/Fake/0004.jpg"} <= {
-        portrait.path for portrait in portraits}
+        portrait.path for portrait in portraits
+    }
 
 
 def test_images_are_jpegs_of_the_size_asked_for(portraits):
@@ -81,8 +87,11 @@ def test_workers_do_not_change_the_images(portraits):
 
 def test_a_smaller_sample_is_the_beginning_of_a_larger_one(portraits):
     fewer = list(draw_sample({"Validation": 3, "Test": 2}, SIZE, seed=5))
-    assert fewer == [p for p in portraits if split(p) == "Validation"][:3] + [
-        p for p in portraits if split(p).startswith("Test")][:4]
+    assert (
+        fewer
+        == [p for p in portraits if split(p) == "Validation"][:3]
+        + [p for p in portraits if split(p).startswith("Test")][:4]
+    )
 
 
 def test_nobody_is_in_two_splits_not_even_as_a_donor(monkeypatch):
@@ -145,8 +154,9 @@ def learnable(features, portraits):
     """The cross-validated AUC, across persons, of a linear classifier."""
     labels = np.array([p.method != "camera" for p in portraits])
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
-    folds = cross_val_predict(model, features, labels, cv=GroupKFold(4), groups=[p.group for p in portraits],
-                              method="predict_proba")
+    folds = cross_val_predict(
+        model, features, labels, cv=GroupKFold(4), groups=[p.group for p in portraits], method="predict_proba"
+    )
     return roc_auc_score(labels, folds[:, 1])
 
 

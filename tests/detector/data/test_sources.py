@@ -160,9 +160,7 @@ def test_too_large_a_file_is_an_error_of_its_own(tmp_path, form, monkeypatch):
     monkeypatch.setattr(sources, "MAX_BYTES", 1 << 20)
     source = opened(make(tmp_path, IMAGES | {"Train/Real/1.jpg": bytes((1 << 20) + 1)}, form))
     read = content(source)
-    assert isinstance(read["Train/Real/1.jpg"], OSError) and "larger than 1 MiB" in str(
-        read["Train/Real/1.jpg"]
-    )
+    assert isinstance(read["Train/Real/1.jpg"], OSError) and "larger than 1 MiB" in str(read["Train/Real/1.jpg"])
     assert sum(isinstance(data, bytes) for data in read.values()) == len(IMAGES) - 1
 
 
@@ -368,9 +366,7 @@ def test_a_tar_cut_short_after_it_was_listed(tmp_path):
     ids=["empty", "other", "cut", "overwritten"],
 )
 def test_a_damaged_archive_is_refused_in_one_line(tmp_path, form, harm):
-    noise = {
-        f"Train/Real/x{i}.jpg": random.Random(i).randbytes(300) for i in range(40)
-    }  # does not compress to nothing
+    noise = {f"Train/Real/x{i}.jpg": random.Random(i).randbytes(300) for i in range(40)}  # does not compress to nothing
     path = make(tmp_path, IMAGES | noise, form)
     path.write_bytes(harm(path.read_bytes()))
     if form == "zip" and b"PK\x05\x06" in path.read_bytes():  # the directory at the end is whole
@@ -415,9 +411,7 @@ def test_a_member_name_that_is_not_the_utf8_it_claims_to_be(tmp_path):
 def test_sparse_tar_members_are_left_out(tmp_path):
     path = make(tmp_path, IMAGES, "tar")
     with tarfile.open(path, "a", format=tarfile.PAX_FORMAT) as archive:
-        sparse = member(
-            "Train/Real/sparse.jpg", 10, pax_headers={"GNU.sparse.map": "0,10", "GNU.sparse.size": "99"}
-        )
+        sparse = member("Train/Real/sparse.jpg", 10, pax_headers={"GNU.sparse.map": "0,10", "GNU.sparse.size": "99"})
         archive.addfile(sparse, io.BytesIO(bytes(10)))
     assert content(opened(path)) == IMAGES
 
@@ -450,9 +444,7 @@ def kaggle_refusal() -> str:
         open_source(params(source="kaggle", kaggle="someone/faces"), 0)
     message = str(refused.value)
     assert "\n" not in message
-    assert all(
-        words in message for words in ("data.kaggle", "someone/faces", "data.source=folder data.path=")
-    )
+    assert all(words in message for words in ("data.kaggle", "someone/faces", "data.source=folder data.path="))
     return message
 
 

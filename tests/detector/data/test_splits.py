@@ -15,9 +15,7 @@ from detector.params import DataParams, load_params
 
 DEFAULTS = load_params(Path(detector.__file__).parent.parent / "params.yaml").data
 SHARES = {"test": 0.15, "validation": 0.12}
-OFFICIAL = [
-    f"{s}/{k}/{i}.jpg" for s in ("Train", "Validation", "Test") for k in ("Real", "Fake") for i in range(4)
-]
+OFFICIAL = [f"{s}/{k}/{i}.jpg" for s in ("Train", "Validation", "Test") for k in ("Real", "Fake") for i in range(4)]
 
 
 def params(**changes) -> DataParams:
@@ -139,9 +137,7 @@ def test_several_data_sets_beside_each_other():
 
 def test_several_data_sets_in_a_folder_called_test():
     found = read([*under("test/a/"), *under("test/b/")])
-    assert placed(found)["test/b/Train/Real/1.jpg"] == ("train", "real") and len(found.entries) == 2 * len(
-        OFFICIAL
-    )
+    assert placed(found)["test/b/Train/Real/1.jpg"] == ("train", "real") and len(found.entries) == 2 * len(OFFICIAL)
 
 
 def test_data_sets_of_one_class_each():
@@ -170,28 +166,17 @@ def test_a_folder_of_classes_is_split_by_ratio(prefix):
     paths = [f"{prefix}{kind}/sub {i % 3}/{i}.jpg" for kind in ("Real", "FAKE") for i in range(200)]
     found = read(paths, test_fraction=0.2, validation_fraction=0.25)
     assert Counter(placed(found).values()) == {
-        (split, kind): n
-        for split, n in (("test", 40), ("validation", 40), ("train", 120))
-        for kind in found.classes
+        (split, kind): n for split, n in (("test", 40), ("validation", 40), ("train", 120)) for kind in found.classes
     }
 
 
 def test_a_missing_validation_split_is_carved_from_train_alone():
-    paths = [
-        f"{split}/{kind}/{i}.jpg"
-        for split in ("Train", "Test")
-        for kind in ("Real", "Fake")
-        for i in range(100)
-    ]
+    paths = [f"{split}/{kind}/{i}.jpg" for split in ("Train", "Test") for kind in ("Real", "Fake") for i in range(100)]
     found = read(paths, validation_fraction=0.1)
     assert Counter(placed(found).values()) == {
-        (split, kind): n
-        for split, n in (("train", 90), ("validation", 10), ("test", 100))
-        for kind in found.classes
+        (split, kind): n for split, n in (("train", 90), ("validation", 10), ("test", 100)) for kind in found.classes
     }
-    assert all(
-        path.startswith("Train/") for path, (split, _) in placed(found).items() if split == "validation"
-    )
+    assert all(path.startswith("Train/") for path, (split, _) in placed(found).items() if split == "validation")
 
 
 @pytest.mark.parametrize(
@@ -247,9 +232,7 @@ def test_images_without_a_row_are_groups_of_their_own_and_counted():
 
 
 def test_windows_excel_and_sloppy_manifests_are_read():
-    text = "\ufeffGroup , PATH\r\n" + "\r\n".join(
-        f'"{i}", .\\' + p.replace("/", "\\") for i, p in enumerate(OFFICIAL)
-    )
+    text = "\ufeffGroup , PATH\r\n" + "\r\n".join(f'"{i}", .\\' + p.replace("/", "\\") for i, p in enumerate(OFFICIAL))
     found = read(OFFICIAL, manifest=text)
     assert found.ungrouped == 0 and found.entries[0].attributes == {}
 
@@ -277,9 +260,7 @@ def test_the_rows_meant_are_those_of_the_folder_the_data_lie_in():
     found = read(OFFICIAL, manifest=both, root="/data/faces")
     assert found.ungrouped == 0 and not any("wrong" in entry.group for entry in found.entries)
     both = both.replace("other/", "")
-    assert not any(
-        "wrong" in entry.group for entry in read(OFFICIAL, manifest=both, root="/data/faces").entries
-    )
+    assert not any("wrong" in entry.group for entry in read(OFFICIAL, manifest=both, root="/data/faces").entries)
     both = rows(OFFICIAL, prefix="other/") + "\n" + rows(OFFICIAL, prefix="faces/")
     assert "more than one way (faces/, other/)" in refusal(OFFICIAL, manifest=both, root="/data/copy")
 
@@ -335,9 +316,7 @@ def test_a_manifest_says_the_class_below_split_folders_and_the_split_of_class_fo
     above = [f"{kind}/{i}.jpg" for kind in ("Real", "Fake") for i in range(6)]
     lines = [f"{path},{path},{('train', 'val', 'test')[int(path[5]) % 3]}" for path in above]
     found = read(above, manifest="\n".join(["path,group,split", *lines[:-1]]))
-    assert placed(found)["Real/2.jpg"] == ("test", "real") and found.ignored == {
-        "images in no split folder": 1
-    }
+    assert placed(found)["Real/2.jpg"] == ("test", "real") and found.ignored == {"images in no split folder": 1}
 
 
 def test_folders_overrule_a_manifest():
@@ -389,9 +368,7 @@ def test_a_draw_is_the_same_whatever_order_the_groups_come_in(groups, seed, rand
     )
 
 
-@given(
-    st.integers(100, 400), st.integers(1, 5), st.integers(0, 9), st.sampled_from(["apart", "paired", "mixed"])
-)
+@given(st.integers(100, 400), st.integers(1, 5), st.integers(0, 9), st.sampled_from(["apart", "paired", "mixed"]))
 @settings(max_examples=50, deadline=None)
 def test_fractions_hold_in_each_class(n, size, seed, how):
     kinds = {
