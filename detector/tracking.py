@@ -141,7 +141,7 @@ def log_artifacts(run_id: str, paths: Mapping[Path, str]) -> None:
 
 
 def log_model(run_id: str, model_file: Path) -> None:
-    """Log the model so that `mlflow.pyfunc.load_model` scores image files: column `image` (bytes) to `p_fake`, `label`."""
+    """Log the model for `mlflow.pyfunc.load_model`: image files (column `image`, bytes) to `p_fake` and `label`."""
     connect()
     signature = ModelSignature(
         inputs=Schema([ColSpec("binary", "image")]),
