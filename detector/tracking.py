@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
 import pandas as pd
@@ -155,26 +156,12 @@ def log_model(run_id: str, model_file: Path) -> None:
         warnings.filterwarnings("ignore", ".*An input example")  # it would be a picture; the signature says enough
         mlflow.pyfunc.log_model(
             name=MODEL,
-            python_model=ImageScorer(),
+            python_model=str(package / "mlflow_model.py"),
             artifacts={"model": str(model_file)},
             signature=signature,
             code_paths=[str(package)],
             pip_requirements=[line for line in requirements if line.startswith(serving)] + ["mlflow"],
         )
-
-
-class ImageScorer(mlflow.pyfunc.PythonModel):
-    """The detector as an MLflow model: image files to P(fake)."""
-
-    def load_context(self, context: mlflow.pyfunc.PythonModelContext) -> None:
-        from detector.predict import Detector
-
-        self._detector = Detector(context.artifacts["model"])
-
-    def predict(self, context, model_input: pd.DataFrame, params: dict | None = None) -> pd.DataFrame:
-        """Score the column `image`, the bytes of image files: `p_fake` (0..1) and `label`, one row an image."""
-        scores = self._detector.score_files(model_input["image"])
-        return pd.DataFrame({"p_fake": scores, "label": self._detector.labels(scores)})
 
 
 def _exists(client: mlflow.MlflowClient, run_id: str) -> bool:
