@@ -1,5 +1,6 @@
 """Errors a user can cause and mend."""
 
+import signal
 import sys
 from collections.abc import Callable
 
@@ -9,7 +10,11 @@ class UserError(Exception):
 
 
 def exit_on_user_error(main: Callable[[], None]) -> None:
-    """Run `main`; a `UserError` becomes its one line on standard error and exit code 2, Ctrl-C exit code 130."""
+    """Run `main`; a `UserError` becomes its one line on standard error and exit code 2, Ctrl-C exit code 130.
+
+    SIGTERM ends it as an exception would, so that nothing half-written stays behind.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         main()
     except UserError as error:

@@ -6,6 +6,7 @@ other parameters becomes a child run.
 
 import logging
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -15,6 +16,7 @@ from pathlib import Path
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default keeps silent for minutes
 
 import mlflow
 import pandas as pd
@@ -23,8 +25,9 @@ from mlflow.entities import Metric, RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
+from sqlalchemy.exc import SQLAlchemyError
 
-from detector.errors import UserError
+from detector.errors import UserError, exit_on_user_error
 from detector.paths import project_root
 
 EXPERIMENT = "deepfake-detector"
@@ -61,8 +64,12 @@ def connect() -> tuple[mlflow.MlflowClient, str]:
             if experiment is not None:
                 return client, experiment.experiment_id
             return client, client.create_experiment(EXPERIMENT, artifact_location=artifacts)
-    except MlflowException as error:
+    except (MlflowException, SQLAlchemyError) as error:
         reason = str(error).splitlines()[0][:200]
+        if "MLFLOW_TRACKING_URI" not in os.environ:
+            raise UserError(
+                f"mlruns/mlflow.db: cannot be used ({reason}); delete it, the next run makes a new one"
+            ) from None
         raise UserError(
             f"MLFLOW_TRACKING_URI: {uri} cannot be used ({reason}); start the server, or unset the variable"
         ) from None
@@ -117,7 +124,7 @@ def evaluation_run(trained_by: str, params: Mapping[str, object], tags: Mapping[
             return child.info.run_id
     child = client.create_run(
         experiment,
-        run_name=f"{_experiment_name() or parent.info.run_name}-evaluation-{len(children) + 2}",
+        run_name=_experiment_name() or f"{parent.info.run_name}-evaluation-{len(children) + 2}",
         tags={**tags, **_origin(), "mlflow.parentRunId": trained_by, _EVALUATED: mark},
     )
     _log_params(client, child.info.run_id, {**parent.data.params, **params})
@@ -129,9 +136,20 @@ def log_metrics(run_id: str, metrics: Mapping[str, object], step: int = 0) -> No
     """Log the numbers of a nested mapping under dotted names; what is no number (None, text) is left out."""
     client, _ = connect()
     now = int(pd.Timestamp.now().timestamp() * 1000)
-    numbers = [Metric(name, float(value), now, step) for name, value in _numbers("", metrics)]
+    numbers = [
+        Metric(re.sub(r"[^\w\-./ :]", "_", name), float(value), now, step) for name, value in _numbers("", metrics)
+    ]
     for start in range(0, len(numbers), 1000):  # the store's limit for one call
         client.log_batch(run_id, metrics=numbers[start : start + 1000])
+
+
+def log_missing_epochs(run_id: str, history: list[dict]) -> None:
+    """Log the epochs of `history` that the run lacks: a kill can come between a checkpoint and its log."""
+    client, _ = connect()
+    logged = {metric.step for metric in client.get_metric_history(run_id, "val_loss")}
+    for row in history:
+        if row["epoch"] not in logged:
+            log_metrics(run_id, row, step=row["epoch"])
 
 
 def log_artifacts(run_id: str, paths: Mapping[Path, str]) -> None:
@@ -216,9 +234,11 @@ def _git(*arguments: str) -> str:
 def serve_ui(port: int) -> None:
     """Open the MLflow UI of the store on loopback, until Ctrl-C."""
     connect()
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", tracking_uri(), "--port", str(port)]
-    raise SystemExit(subprocess.run(command).returncode)
+    if tracking_uri().startswith("http"):
+        print(f"the runs are on the server {tracking_uri()}: open it in a browser")
+        return
+    subprocess.run([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", tracking_uri(), "--port", str(port)])
 
 
 if __name__ == "__main__":
-    serve_ui(int(sys.argv[1]))
+    exit_on_user_error(lambda: serve_ui(int(sys.argv[1])))

@@ -1,5 +1,7 @@
 """Stage 3: score every test set with the trained model, the only stage that looks at test images."""
 
+import csv
+
 import pandas as pd
 from tqdm import tqdm
 
@@ -18,6 +20,7 @@ BATCH_SIZE = 32
 
 def main() -> None:
     params = load_params()
+    tracking.connect()
     threshold = params.evaluate.threshold
     detector = Detector(MODEL)
     classes = detector.card.classes
@@ -41,7 +44,9 @@ def main() -> None:
             roc.append(pd.DataFrame(roc_points(labels, scores)).assign(set=name))
 
     write_json(EVALUATION, evaluation)
-    pd.concat(predictions).rename(columns={"split": "set"}).to_csv(PREDICTIONS, index=False)
+    pd.concat(predictions).rename(columns={"split": "set"}).to_csv(
+        PREDICTIONS, index=False, quoting=csv.QUOTE_NONNUMERIC
+    )
     pd.concat(roc).to_csv(ROC, index=False)
     settings = {key: value for key, value in flatten(params).items() if key.startswith("evaluate.")}
     run_id = tracking.evaluation_run(read_text(TRAINING_RUN), settings, {"data.digest": detector.card.data_digest})

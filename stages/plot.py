@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 
+import cv2
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -20,6 +21,7 @@ SHEET_COLUMNS = 8
 
 def main() -> None:
     params = load_params()
+    tracking.connect()
     manifest = read_manifest(PREPARED)
     shutil.rmtree(PLOTS, ignore_errors=True)
     for name, figure in pictures(manifest, params.plot.grid_images, params.seed):
@@ -76,8 +78,11 @@ def sample_sheet(manifest: pd.DataFrame) -> Figure:
     def first(split: str, kind: str, outline: bool) -> list[tuple[np.ndarray, np.ndarray | None]]:
         rows = manifest[(manifest["split"] == split) & (manifest["class"] == kind)].drop_duplicates("group")
         rows = rows.head(SHEET_COLUMNS)
-        masks = [read_mask(PREPARED / "sample", path) if outline else None for path in rows["path"]]
-        return list(zip(ShardReader(PREPARED, rows).images(), masks, strict=True))
+        images = list(ShardReader(PREPARED, rows).images())
+        if not outline:
+            return [(image, None) for image in images]
+        masks = [read_mask(PREPARED / "sample", path) for path in rows["path"]]
+        return [(image, cv2.resize(mask, image.shape[1::-1])) for image, mask in zip(images, masks, strict=True)]
 
     return figures.sample_sheet(
         {

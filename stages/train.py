@@ -19,6 +19,7 @@ from detector.training import Checkpoint, Split, best_epoch, fingerprint, train
 
 def main() -> None:
     params = load_params()
+    tracking.connect()  # what cannot be recorded need not be trained
     manifest = read_manifest(PREPARED)
     digest = dataset_digest(manifest)
     initial = find_weights(params.model.weights, params.model.backbone)
@@ -38,6 +39,7 @@ def main() -> None:
     ):
         checkpoint.run_id = run_id
         if checkpoint.history:
+            tracking.log_missing_epochs(run_id, checkpoint.history)
             print(f"going on after epoch {len(checkpoint.history)} of {params.train.epochs}, from {folder}")
 
         def report(row: dict, seconds: float) -> None:
