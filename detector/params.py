@@ -38,6 +38,7 @@ class DataParams(Section):
     validation_fraction: Fraction
     test_fraction: Fraction
     max_side: Annotated[int, Field(ge=71, le=16384)]
+    duplicates: Literal["drop", "report"]
     sample: SampleParams
 
     @model_validator(mode="after")
@@ -88,16 +89,31 @@ class TrainParams(Section):
     precision: Literal["auto", "float32", "bfloat16"]
 
 
-class EvaluateParams(Section):
-    """Scoring of the test sets."""
+class CalibrationParams(Section):
+    """The validation images that temperature, threshold and unsure band are chosen on."""
 
-    threshold: Fraction
+    images: Literal["clean", "perturbed", "mixed"]
+    arms: Annotated[list[Literal["generic", "matched"]], Field(min_length=1, max_length=2)]
+    max_images: Annotated[int, Field(ge=10)]
+
+
+class EvaluateParams(Section):
+    """Calibration, and scoring of the test sets."""
+
+    calibration: CalibrationParams
+    threshold: Literal["auto"] | Fraction
+    max_false_accusation_rate: Annotated[float, Field(ge=0, le=1)]
+    target_error: Annotated[float, Field(ge=0, le=1)]
+    bootstrap: Annotated[int, Field(ge=100, le=100_000)]
+    stress_images: Annotated[int, Field(ge=0)]
+    extra_sets: list[Annotated[str, Field(min_length=1)]]
 
 
 class PlotParams(Section):
     """Pictures."""
 
     grid_images: Annotated[int, Field(ge=1, le=100)]
+    private: bool
 
 
 class Params(Section):
