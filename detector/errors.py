@@ -1,5 +1,6 @@
 """Errors a user can cause and mend."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ class UserError(Exception):
 
 
 def exit_on_user_error(main: Callable[[], None]) -> None:
-    """Run `main`; a `UserError` becomes its one line on standard error and exit code 2, Ctrl-C exit code 130.
+    """Run `main`; a `UserError` becomes its one line on standard error and exit code 2, Ctrl-C exit code 130, a closed pipe 141.
 
     SIGTERM ends it as an exception would, so that nothing half-written stays behind.
     """
@@ -23,3 +24,6 @@ def exit_on_user_error(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # `... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at the end
+        sys.exit(128 + signal.SIGPIPE)

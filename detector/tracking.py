@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default kee
 import mlflow
 import pandas as pd
 from filelock import FileLock
-from mlflow.entities import Metric, RunStatus
+from mlflow.entities import Metric, RunInfo, RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
@@ -159,12 +160,12 @@ def log_artifacts(run_id: str, paths: Mapping[Path, str]) -> None:
         (client.log_artifacts if path.is_dir() else client.log_artifact)(run_id, str(path), place or None)
 
 
-def log_model(run_id: str, model_file: Path) -> None:
-    """Log the model for `mlflow.pyfunc.load_model`: image files (column `image`, bytes) to `p_fake` and `label`."""
+def log_model(run_id: str, model_file: Path, calibration_file: Path) -> None:
+    """Log the calibrated model for `mlflow.pyfunc.load_model`: image files (column `image`, bytes) to verdicts."""
     connect()
     signature = ModelSignature(
         inputs=Schema([ColSpec("binary", "image")]),
-        outputs=Schema([ColSpec("double", "p_fake"), ColSpec("string", "label")]),
+        outputs=Schema([ColSpec("double", "p_fake"), ColSpec("string", "label"), ColSpec("string", "verdict")]),
     )
     package = Path(__file__).resolve().parent
     requirements = (package.parent / "requirements.txt").read_text().split()
@@ -175,11 +176,56 @@ def log_model(run_id: str, model_file: Path) -> None:
         mlflow.pyfunc.log_model(
             name=MODEL,
             python_model=str(package / "mlflow_model.py"),
-            artifacts={"model": str(model_file)},
+            artifacts={"model": str(model_file), "calibration": str(calibration_file)},
             signature=signature,
             code_paths=[str(package)],
             pip_requirements=[line for line in requirements if line.startswith(serving)] + ["mlflow"],
         )
+
+
+def find_runs(reference: str) -> list[RunInfo]:
+    """The runs with this name or id or, of 4 characters or more, beginning of an id; newest first."""
+    if re.fullmatch("[0-9a-f]{32}", reference) and (runs := _search(f"attributes.run_id = '{reference}'")):
+        return runs
+    quote = '"' if "'" in reference else "'"
+    found = [] if '"' in reference and "'" in reference else _search(f"attributes.run_name = {quote}{reference}{quote}")
+    if re.fullmatch("[0-9a-f]{4,31}", reference):
+        begun = _search(f"attributes.run_id LIKE '{reference}%'")
+        found += [run for run in begun if run.run_id not in {other.run_id for other in found}]
+    return found
+
+
+def recent_runs(limit: int) -> list[RunInfo]:
+    """The `limit` newest runs, newest first."""
+    return _search("", limit)
+
+
+def read_artifact(run_id: str, path: str) -> bytes:
+    """The content of one artifact of the run.
+
+    Raises:
+        UserError: the run has no such artifact, or it cannot be fetched.
+    """
+    client, _ = connect()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return Path(client.download_artifacts(run_id, path, folder)).read_bytes()
+        except (MlflowException, OSError):
+            raise UserError(
+                f"MLflow run {run_id}: has no artifact {path}; name a run that got through its evaluation"
+            ) from None
+
+
+def _search(condition: str, limit: int = 1000) -> list[RunInfo]:
+    """Runs of the experiment, newest first; none, and no new store, where there is no store yet."""
+    uri = tracking_uri()
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return []
+    client, experiment = connect()
+    try:
+        return [run.info for run in client.search_runs([experiment], condition, max_results=limit)]
+    except MlflowException as error:  # a server that has gone away, a name that is no text
+        raise UserError(f"MLflow: cannot look for runs ({str(error).splitlines()[0][:200]})") from None
 
 
 def _exists(client: mlflow.MlflowClient, run_id: str) -> bool:
@@ -211,7 +257,7 @@ def _run_name() -> str:
 
 def _origin() -> dict[str, str]:
     """Tags that lead from a run back to the code: the commit, whether it was clean, the DVC experiment."""
-    commit = _git("rev-parse", "HEAD")
+    commit = current_commit()
     tags = {"mlflow.source.type": "PROJECT", "mlflow.source.name": "dvc repro"}
     if commit:
         tags |= {
@@ -221,6 +267,11 @@ def _origin() -> dict[str, str]:
     if name := _experiment_name():
         tags["dvc.experiment"] = name
     return tags
+
+
+def current_commit() -> str:
+    """The full hash of the commit in the working folder; "" where git knows none."""
+    return _git("rev-parse", "HEAD")
 
 
 def _git(*arguments: str) -> str:

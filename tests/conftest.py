@@ -33,8 +33,8 @@ class MemorySource:
             for path in sorted(self.files)
         ]
 
-    def read(self):
-        return ((entry, self.files[entry.path]) for entry in self.entries)
+    def read(self, paths=None):
+        return ((entry, self.files[entry.path]) for entry in self.entries if paths is None or entry.path in paths)
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +81,7 @@ def prepared(tmp_path_factory, encode) -> Path:
         for number in range(count)
     )
     flat = {path: encode(np.full((30 + i, 50 - i, 3), i, np.uint8)) for i, path in enumerate(places)}
-    ingest(MemorySource(flat), folder, max_side=1024)
+    ingest(MemorySource(flat), folder, max_side=1024, policy="drop", rng=np.random.default_rng(0))
     return folder
 
 
@@ -105,3 +105,13 @@ def model_file(network, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("model") / "model.keras"
     save_model(network, ModelCard(["camera", "swap"], 71, "xception", "random", "d1635700"), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def schema(tmp_path_factory) -> Path:
+    """An MLflow store with a schema and nothing in it, to be copied: to make one takes seconds."""
+    import mlflow
+
+    file = tmp_path_factory.mktemp("schema") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file

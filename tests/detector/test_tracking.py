@@ -14,14 +14,6 @@ from detector.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def schema(tmp_path_factory) -> Path:
-    """A store with a schema and nothing in it: to make one takes seconds."""
-    file = tmp_path_factory.mktemp("schema") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
-    return file
-
-
 @pytest.fixture(autouse=True)
 def store(schema, tmp_path, monkeypatch):
     """A store of the test's own."""
@@ -136,6 +128,55 @@ def test_artifacts(store, tmp_path):
     client = tracking.connect()[0]
     assert [f.path for f in client.list_artifacts(run_id, "plots")] == ["plots/a.png"]
     assert [f.path for f in client.list_artifacts(run_id, "metrics")] == ["metrics/n.json"]
+
+
+def test_runs_are_found_by_name_id_and_beginning_of_an_id(store, monkeypatch):
+    monkeypatch.setenv("DVC_EXP_NAME", "tidy-fern")
+    first, second = trained(), trained()
+    monkeypatch.setenv("DVC_EXP_NAME", "it's so")
+    third = trained()
+    ids = {reference: [run.run_id for run in tracking.find_runs(reference)] for reference in
+           ("tidy-fern", "it's so", first, first[:12], "0" * 32, "fern", "%", "both ' and \"", "")}  # fmt: skip
+    assert ids == {
+        "tidy-fern": [second, first],
+        "it's so": [third],
+        first: [first],
+        first[:12]: [first],
+        "0" * 32: [],
+        "fern": [],
+        "%": [],
+        "both ' and \"": [],
+        "": [],
+    }
+    assert [run.run_id for run in tracking.recent_runs(2)] == [third, second]
+
+
+def test_a_run_that_shares_its_name_with_the_beginning_of_an_id(store, monkeypatch):
+    first = trained()
+    monkeypatch.setenv("DVC_EXP_NAME", first[:8])
+    second = trained()
+    assert [run.run_id for run in tracking.find_runs(first[:8])] == [second, first]
+
+
+def test_a_deleted_run_is_not_found(store):
+    run_id = trained()
+    tracking.connect()[0].delete_run(run_id)
+    assert tracking.find_runs(run_id) == tracking.recent_runs(5) == []
+
+
+def test_looking_for_a_run_makes_no_store(store):
+    (store / "mlflow.db").unlink()
+    assert tracking.find_runs("tidy-fern") == tracking.recent_runs(5) == []
+    assert not (store / "mlflow.db").exists()
+
+
+def test_an_artifact_is_read_as_it_is(store, tmp_path):
+    run_id = trained()
+    (tmp_path / "n.csv").write_bytes(b"a\r\n\xff")
+    tracking.log_artifacts(run_id, {tmp_path / "n.csv": "metrics"})
+    assert tracking.read_artifact(run_id, "metrics/n.csv") == b"a\r\n\xff"
+    with pytest.raises(UserError, match=f"{run_id}: has no artifact metrics/other.csv"):
+        tracking.read_artifact(run_id, "metrics/other.csv")
 
 
 def test_an_unreachable_server_is_one_line(store, monkeypatch):
