@@ -1,18 +1,112 @@
 """From scores to decisions: temperature, threshold and the band in which the detector does not commit itself.
 
-All are chosen on validation images only. `labels` is an int array (n,), 0 = real and 1 = fake; `p_fake` a
+`Calibration` holds the three and lies beside the model file, for everything that scores; `fit` chooses them, on
+validation images only. `labels` is an int array (n,), 0 = real and 1 = fake; `p_fake` a
 float array (n,), P(fake) in 0..1; an image is called fake when its score is at least the threshold.
 Mismatched lengths, no images, and values outside their range raise `UserError`.
 """
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from scipy.special import expit, logit
 
 from detector.errors import UserError
+from detector.results import read_json, write_json
 from detector.scoring import EPSILON, checked
 
 TEMPERATURES = (0.05, 20.0)
 NEVER = float(np.nextafter(1, 2))  # a threshold that no score reaches
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What turns the network's output into a P(fake) that means what it says, and that into a verdict.
+
+    Attributes:
+        temperature: divides the logit of the network's output.
+        threshold: an image is called fake from this calibrated P(fake) on.
+        unsure: (low, high) around the threshold; at low <= P(fake) < high the verdict is "unsure".
+    """
+
+    temperature: float = 1.0
+    threshold: float = 0.5
+    unsure: tuple[float, float] = (0.5, 0.5)
+
+    def apply(self, output: np.ndarray) -> np.ndarray:
+        """Calibrated P(fake) of the network's outputs (0..1): float64 of the same shape."""
+        return apply_temperature(output, self.temperature)
+
+    def calls(self, p_fake: np.ndarray) -> np.ndarray:
+        """What the threshold says of calibrated P(fake): int, 0 = real and 1 = fake."""
+        return (np.asarray(p_fake) >= self.threshold).astype(int)
+
+    def verdicts(self, p_fake: np.ndarray, classes: Sequence[str]) -> list[str]:
+        """The class (`classes`: real, then fake) that each calibrated P(fake) is called, or "unsure"."""
+        low, high = self.unsure
+        unsure = (low <= np.asarray(p_fake)) & (np.asarray(p_fake) < high)
+        return ["unsure" if doubt else classes[call] for doubt, call in zip(unsure, self.calls(p_fake), strict=True)]
+
+
+UNCALIBRATED = Calibration()
+
+
+def fit(
+    labels: np.ndarray,
+    output: np.ndarray,
+    threshold: float | Literal["auto"],
+    max_false_accusation_rate: float,
+    target_error: float,
+) -> Calibration:
+    """Choose the temperature, then on calibrated scores the threshold (unless it is given) and the unsure band.
+
+    Args:
+        labels: int (n,). output: float (n,), what the network says, uncalibrated.
+        max_false_accusation_rate, target_error: as in `choose_threshold` and `choose_unsure_band`.
+    """
+    temperature = fit_temperature(labels, output)
+    p_fake = apply_temperature(output, temperature)
+    if threshold == "auto":
+        threshold = choose_threshold(labels, p_fake, max_false_accusation_rate)
+    return Calibration(temperature, threshold, choose_unsure_band(labels, p_fake, threshold, target_error))
+
+
+def save_calibration(calibration: Calibration, model: Path, chosen_on: Mapping) -> Path:
+    """Write `calibration` beside the file `model` as calibration.json, with its hash, and what it was chosen on."""
+    path = _beside(model)
+    write_json(path, {"model": _digest(model), **asdict(calibration), "chosen_on": chosen_on})
+    return path
+
+
+def read_calibration(model: Path) -> Calibration:
+    """The calibration beside the file `model`.
+
+    Raises:
+        UserError: there is none, it is damaged, or it was chosen for another model.
+    """
+    path = _beside(model)
+    found = read_json(path)
+    try:
+        calibration = Calibration(float(found["temperature"]), float(found["threshold"]), tuple(found["unsure"]))
+        belongs_to = found["model"]
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path}: damaged; run `dvc repro -f evaluate`") from None
+    if belongs_to != _digest(model):
+        raise UserError(f"{path}: chosen for another model than {model}; run `dvc repro` to calibrate this one")
+    return calibration
+
+
+def _beside(model: Path) -> Path:
+    return Path(model).with_name("calibration.json")
+
+
+def _digest(model: Path) -> str:
+    with Path(model).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fit_temperature(labels: np.ndarray, p_fake: np.ndarray) -> float:

@@ -13,9 +13,14 @@ class ImageScorer(mlflow.pyfunc.PythonModel):
         self._detector = Detector(context.artifacts["model"])
 
     def predict(self, context, model_input: pd.DataFrame, params: dict | None = None) -> pd.DataFrame:
-        """Score the column `image`, the bytes of image files: `p_fake` (0..1) and `label`, one row an image."""
+        """Score the column `image`, the bytes of image files: one row an image.
+
+        Returns:
+            `p_fake`, calibrated, 0..1; `label`, the class it is called; `verdict`, that class or "unsure".
+        """
         scores = self._detector.score_files(model_input["image"])
-        return pd.DataFrame({"p_fake": scores, "label": self._detector.labels(scores)})
+        labels, verdicts = self._detector.labels(scores), self._detector.verdicts(scores)
+        return pd.DataFrame({"p_fake": scores, "label": labels, "verdict": verdicts})
 
 
 mlflow.models.set_model(ImageScorer())

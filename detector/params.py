@@ -94,7 +94,15 @@ class CalibrationParams(Section):
 
     images: Literal["clean", "perturbed", "mixed"]
     arms: Annotated[list[Literal["generic", "matched"]], Field(min_length=1, max_length=2)]
+    corruptions: Annotated[int, Field(ge=1, le=4)]
+    strength: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)]
     max_images: Annotated[int, Field(ge=10)]
+
+    @model_validator(mode="after")
+    def _strength_in_order(self) -> "CalibrationParams":
+        if self.strength[0] > self.strength[1]:
+            raise ValueError("evaluate.calibration.strength: must be [from, to] with from no larger than to")
+        return self
 
 
 class EvaluateParams(Section):
@@ -166,7 +174,8 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"{path}: " + "; ".join(_explain(e) for e in error.errors())) from None
+        problems = dict.fromkeys(_explain(e) for e in error.errors())  # one for each option of a union, all alike
+        raise UserError(f"{path}: " + "; ".join(problems)) from None
 
 
 def flatten(params: BaseModel) -> dict[str, Any]:
@@ -189,14 +198,14 @@ def _yaml_problem(error: Exception) -> str:
 
 
 def _explain(error: dict) -> str:
-    key = ".".join(str(part) for part in error["loc"]) or "the whole file"
+    key, node = _place(error["loc"])
     if error["type"] in ("extra_forbidden", "invalid_key"):
         return f"{key}: unknown key; remove it or mend its spelling"
     if error["type"] == "missing":
         return f"{key}: missing; add it"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
-    return f"{key}: must be {_allowed(error['loc'])}, got {_shown(error['input'])}"
+    return f"{key}: must be {_in_words(node)}, got {_shown(error['input'])}"
 
 
 def _shown(value: Any) -> str:
@@ -204,15 +213,19 @@ def _shown(value: Any) -> str:
     return {"None": "null", "True": "true", "False": "false"}.get(text, text if len(text) <= 80 else text[:80] + "...")
 
 
-def _allowed(location: tuple[str | int, ...]) -> str:
-    """What the key at `location` takes, in words, read off the schema so that it cannot drift from the check."""
+def _place(location: tuple[str | int, ...]) -> tuple[str, dict]:
+    """The key at `location` and its schema, from which the words are read so that they cannot drift from the check."""
     schema = Params.model_json_schema()
     node: dict = schema
+    key = []
     for part in location:
-        node = node["items"] if isinstance(part, int) else node.get("properties", {}).get(part, {})
+        if "anyOf" in node:
+            break  # the rest names the option that did not fit
+        node = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})
         if "$ref" in node:
             node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
-    return _in_words(node)
+        key.append(str(part))
+    return ".".join(key) or "the whole file", node
 
 
 def _in_words(node: dict) -> str:
@@ -229,8 +242,16 @@ def _in_words(node: dict) -> str:
         "boolean": "true or false",
         "string": "a text that is not empty" if "minLength" in node else "a text",
         "null": "null",
-        "array": f"a list of {node.get('minItems')} {node.get('items', {}).get('type')}s",
+        "array": _list_in_words(node),
         "object": "a section of keys",
     }[node["type"]]
     limits = [f"{words} {node[bound]}" for bound, words in bounds.items() if bound in node]
     return " ".join([kind, " and ".join(limits)]).strip() + (" like owner/name" if "pattern" in node else "")
+
+
+def _list_in_words(node: dict) -> str:
+    few, many, items = node.get("minItems"), node.get("maxItems"), node.get("items", {})
+    count = "" if many is None else f"{many} " if few == many else f"{few} to {many} "
+    if "enum" in items:
+        return f"a list of {count}out of {', '.join(items['enum'])}"
+    return f"a list of {count}{items.get('type', 'text').replace('string', 'text')}s"

@@ -7,7 +7,9 @@ from detector.errors import UserError
 
 # Relative to the working folder: DVC runs a stage in the project's root, or in an experiment's copy of it.
 PREPARED = Path("data/prepared")  # shards, manifest.csv, set_aside.csv
+EXTRA = Path("data/extra")  # a folder of the same kind for each further test set
 MODEL = Path("models/model.keras")
+CALIBRATION = Path("models/calibration.json")
 TRAINING_RUN = Path("models/run_id")  # the MLflow run that trained the model
 EVALUATION_RUN = Path("metrics/run_id")  # the MLflow run that the evaluation belongs to
 DATA_SUMMARY = Path("metrics/data.json")
@@ -16,7 +18,10 @@ HISTORY = Path("metrics/history.csv")
 EVALUATION = Path("metrics/evaluate.json")
 PREDICTIONS = Path("metrics/predictions.csv")
 ROC = Path("metrics/roc.csv")
+STRESS = Path("metrics/stress.csv")
+BY_ATTRIBUTE = Path("metrics/by_attribute.csv")
 PLOTS = Path("metrics/plots")
+REPORT = Path("metrics/report.html")
 
 
 def project_root() -> Path:

@@ -1,4 +1,4 @@
-"""The detector at work: a model file in, P(fake) out."""
+"""The detector at work: a model file in, calibrated P(fake) and verdicts out."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from detector.calibration import Calibration, read_calibration
 from detector.data.decode import decode, resize
 from detector.errors import UserError
 from detector.model.backend import keras
@@ -13,7 +14,7 @@ from detector.model.export import ModelCard, read_card
 
 
 def p_fake(model: "keras.Model", batches: Iterable[np.ndarray]) -> np.ndarray:
-    """Score batches of images.
+    """The network's output for batches of images, uncalibrated.
 
     Args:
         model: a network of `detector.model.network`.
@@ -36,12 +37,14 @@ class Detector:
 
     Attributes:
         card: classes, input size, origin.
-        model: the Keras network, RGB 0..255 (batch, size, size, 3) -> P(fake) (batch, 1).
+        model: the Keras network, RGB 0..255 (batch, size, size, 3) -> P(fake) (batch, 1), uncalibrated.
+        calibration: temperature, threshold and unsure band.
     """
 
-    def __init__(self, path: Path | str):
-        """Load a model file; UserError if it is none."""
+    def __init__(self, path: Path | str, calibration: Calibration | None = None):
+        """Load a model file, and the calibration beside it unless one is given; UserError if either is none."""
         self.card: ModelCard = read_card(path)
+        self.calibration = calibration or read_calibration(Path(path))
         try:
             self.model = keras.saving.load_model(path, compile=False)
         except Exception as error:  # Keras and h5py raise almost anything on a damaged archive
@@ -56,13 +59,16 @@ class Detector:
             while batch := list(islice(resized, batch_size)):
                 yield np.stack(batch)
 
-        return p_fake(self.model, batches())
+        return self.calibration.apply(p_fake(self.model, batches()))
 
     def score_files(self, files: Iterable[bytes]) -> np.ndarray:
         """P(fake) of image files given as bytes: float64 (n,); raises `BrokenImage` for what is no image."""
         return self.score(decode(data) for data in files)
 
-    def labels(self, scores: np.ndarray, threshold: float = 0.5) -> list[str]:
-        """The class name that each P(fake) is called."""
-        real, fake = self.card.classes
-        return [fake if score >= threshold else real for score in scores]
+    def labels(self, scores: np.ndarray) -> list[str]:
+        """The class that each P(fake) is called, whether it is sure or not."""
+        return [self.card.classes[call] for call in self.calibration.calls(scores)]
+
+    def verdicts(self, scores: np.ndarray) -> list[str]:
+        """The class that each P(fake) is called, or "unsure"."""
+        return self.calibration.verdicts(scores, self.card.classes)

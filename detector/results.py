@@ -1,8 +1,10 @@
 """The small files under metrics/ in which a stage says what it found."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+
+import pandas as pd
 
 from detector.errors import UserError
 
@@ -25,5 +27,15 @@ def read_text(path: Path) -> str:
     """A result file's text without surrounding white space; UserError if the stage that writes it has not run."""
     try:
         return path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; run `dvc repro` first") from None
+
+
+def read_table(path: Path, texts: Collection[str]) -> pd.DataFrame:
+    """A CSV file that a stage wrote: the columns `texts` as they stand there, the others as numbers, "" for NaN."""
+    try:
+        columns = pd.read_csv(path, nrows=0).columns
+        numbers = {name: [""] for name in columns if name not in texts}
+        return pd.read_csv(path, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=numbers)
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run `dvc repro` first") from None

@@ -75,11 +75,26 @@ def training_batches(
     return map_ahead(load, order[:full].reshape(-1, batch_size))
 
 
-def stored_batches(reader: ShardReader, size: int, batch_size: int) -> Iterator[np.ndarray]:
-    """All images of `reader`, in order and unaltered, as uint8 (batch, size, size, 3), batch <= `batch_size`."""
+def stored_batches(
+    reader: ShardReader, size: int, batch_size: int, damage: Callable[[np.ndarray, int], np.ndarray] | None = None
+) -> Iterator[np.ndarray]:
+    """All images of `reader`, in order, as uint8 (batch, size, size, 3), batch <= `batch_size`.
 
-    def load(start: int) -> np.ndarray:
-        stop = min(start + batch_size, len(reader))
-        return np.stack([resize(reader.image(index), size) for index in range(start, stop)])
+    Args:
+        damage: (uint8 (h, w, 3) as stored, its index) -> uint8 (h, w, 3); without it they stay as they are.
+    """
 
-    return map_ahead(load, range(0, len(reader), batch_size))
+    def load(index: int) -> np.ndarray:
+        image = reader.image(index)
+        return resize(image if damage is None else damage(image, index), size)
+
+    return batches(load, len(reader), batch_size)
+
+
+def batches(load: Callable[[int], np.ndarray], count: int, batch_size: int) -> Iterator[np.ndarray]:
+    """`load(0)` to `load(count - 1)`, arrays of one shape, stacked to at most `batch_size`; threads load ahead."""
+
+    def stack(start: int) -> np.ndarray:
+        return np.stack([load(index) for index in range(start, min(start + batch_size, count))])
+
+    return map_ahead(stack, range(0, count, batch_size))

@@ -9,10 +9,15 @@ from sklearn.linear_model import LogisticRegression
 
 from detector.calibration import (
     NEVER,
+    UNCALIBRATED,
+    Calibration,
     apply_temperature,
     choose_threshold,
     choose_unsure_band,
+    fit,
     fit_temperature,
+    read_calibration,
+    save_calibration,
     selective,
 )
 from detector.errors import UserError
@@ -255,3 +260,53 @@ def test_the_band_chosen_on_validation_holds_on_new_images():
     found = selective(*calibrated(50_000, seed=2), 0.5, band)
     assert 0.04 < found["error_called_fake"] < 0.06 and 0.04 < found["error_called_real"] < 0.06
     assert 0.2 < found["coverage"] < 0.4 and found["error_inside"] > 0.2
+
+
+# --- the three together
+
+
+def test_fit_chooses_threshold_and_band_on_calibrated_scores():
+    labels, p_fake = calibrated(2000)
+    output = apply_temperature(p_fake, 0.4)  # overconfident
+    found = fit(labels, output, "auto", 0.05, 0.1)
+    again = found.apply(output)
+    assert found.temperature == fit_temperature(labels, output) > 2
+    assert found.threshold == choose_threshold(labels, again, 0.05)
+    assert found.unsure == choose_unsure_band(labels, again, found.threshold, 0.1)
+    assert fit(labels, output, 0.3, 0.05, 0.1).threshold == 0.3
+
+
+def test_calls_and_verdicts_at_the_edges():
+    calibration = Calibration(1.0, 0.5, (0.25, 0.75))
+    scores = np.array([0.0, 0.24, 0.25, 0.5, 0.74, 0.75, 1.0])
+    assert calibration.calls(scores).tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert calibration.verdicts(scores, ["a", "b"]) == ["a", "a", "unsure", "unsure", "unsure", "b", "b"]
+    assert calibration.verdicts(np.empty(0), ["a", "b"]) == []
+    assert UNCALIBRATED.verdicts(np.array([0.49, 0.5]), ["a", "b"]) == ["a", "b"]
+    np.testing.assert_allclose(UNCALIBRATED.apply(scores), scores, atol=1e-6)
+
+
+@given(st.floats(0.05, 20), st.floats(0, 1), st.floats(0, 1), st.floats(1, NEVER))
+def test_a_calibration_comes_back_as_it_was_saved(tmp_path_factory, temperature, low, threshold, high):
+    model = tmp_path_factory.mktemp("model") / "model.keras"
+    model.write_bytes(b"weights")
+    calibration = Calibration(temperature, threshold, (min(low, threshold), high))
+    path = save_calibration(calibration, model, {"images": 3})
+    assert path == model.with_name("calibration.json")
+    assert read_calibration(model) == calibration
+    assert json.loads(path.read_text())["chosen_on"] == {"images": 3}
+
+
+def test_a_calibration_that_cannot_be_used(tmp_path):
+    model = tmp_path / "model.keras"
+    model.write_bytes(b"weights")
+    with pytest.raises(UserError, match=r"calibration.json: not found; run `dvc repro`"):
+        read_calibration(model)
+    path = save_calibration(UNCALIBRATED, model, {})
+    model.write_bytes(b"other weights")
+    with pytest.raises(UserError, match=r"calibration.json: chosen for another model .*; run `dvc repro`"):
+        read_calibration(model)
+    for damaged in ("{}", "[]", '{"model": 1, "temperature": "x", "threshold": 1, "unsure": [0, 1]}', "{"):
+        path.write_text(damaged)
+        with pytest.raises(UserError, match=r"calibration.json: (damaged|not valid)"):
+            read_calibration(model)

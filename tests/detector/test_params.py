@@ -168,7 +168,19 @@ def test_every_number_has_a_lower_bound_and_is_a_number(refused, key, value):
         ("train.reduce_lr_factor", [0.001, 0.999], [0, 1]),
         ("train.reduce_lr_patience", [1, 10**6], [0]),
         ("train.precision", ["auto", "float32", "bfloat16"], ["float16", "mixed", ""]),
-        ("evaluate.threshold", [0.001, 0.999], [0, 1]),
+        ("evaluate.threshold", [0.001, 0.999, "auto"], [0, 1, "Auto"]),
+        ("evaluate.calibration.images", ["clean", "perturbed", "mixed"], ["dirty"]),
+        ("evaluate.calibration.arms", [["generic"], ["generic", "matched"]], [[], ["fog"], "generic"]),
+        ("evaluate.calibration.corruptions", [1, 4], [0, 5]),
+        ("evaluate.calibration.strength", [[0, 0], [0.2, 1]], [[], [1], [0.5, 0.4], [0, 1.1], [-1, 0]]),
+        ("evaluate.calibration.max_images", [10], [9]),
+        ("evaluate.max_false_accusation_rate", [0, 1], [-0.1, 1.1]),
+        ("evaluate.target_error", [0, 1], [-0.1, 1.1]),
+        ("evaluate.bootstrap", [100], [99, 100_001]),
+        ("evaluate.stress_images", [0], [-1, 1.5]),
+        ("evaluate.extra_sets", [[], ["a", "b.zip"]], ["a", [""], [1]]),
+        ("data.duplicates", ["drop", "report"], ["keep"]),
+        ("plot.private", [True, False], [0, "no"]),
         ("plot.grid_images", [1, 100], [0, 101]),
     ],
 )
@@ -186,7 +198,13 @@ def test_ranges(load, refused, key, taken, not_taken):
         ("train.epochs", True, "train.epochs: must be a whole number at least 1 and at most 10000, got true"),
         ("train.learning_rate", "abc", "train.learning_rate: must be a number above 0 and at most 1, got 'abc'"),
         ("train.precision", "fp16", "train.precision: must be one of auto, float32, bfloat16, got 'fp16'"),
-        ("evaluate.threshold", None, "evaluate.threshold: must be a number above 0 and below 1, got null"),
+        ("evaluate.threshold", None, "evaluate.threshold: must be auto or a number above 0 and below 1, got null"),
+        ("evaluate.extra_sets", "a", "evaluate.extra_sets: must be a list of texts, got 'a'"),
+        (
+            "evaluate.calibration.arms",
+            [],
+            "evaluate.calibration.arms: must be a list of 1 to 2 out of generic, matched, got []",
+        ),
         ("model.backbone", "vgg", "model.backbone: must be xception, got 'vgg'"),
         ("model.weights", "", "model.weights: must be a text that is not empty, got ''"),
         ("augment.horizontal_flip", 1, "augment.horizontal_flip: must be true or false, got 1"),
@@ -310,4 +328,4 @@ def test_a_missing_file_and_a_folder(tmp_path):
 
 
 def test_flatten_of_one_section(load):
-    assert flatten(load(TEXT).evaluate) == {"threshold": 0.5}
+    assert flatten(load(TEXT).plot) == {"grid_images": 24, "private": False}

@@ -3,6 +3,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from detector.calibration import UNCALIBRATED, Calibration, save_calibration
 from detector.data.decode import BrokenImage, decode, resize
 from detector.errors import UserError
 from detector.model.backend import keras
@@ -27,7 +28,7 @@ def flat(*levels: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def detector(model_file) -> Detector:
-    return Detector(model_file)
+    return Detector(model_file, Calibration(threshold=0.5, unsure=(0.3, 0.6)))
 
 
 @pytest.fixture(scope="module")
@@ -130,19 +131,30 @@ def test_images_are_taken_a_batch_at_a_time(detector, photos, monkeypatch):
     assert taken == [0, 1, "scored", 2, 3, "scored", 4, "scored"]
 
 
-def test_labels_are_the_cards_and_the_threshold_itself_is_fake(detector):
-    scores = np.array([0, 0.2, 0.4999, 0.5, 0.9, 1])
+def test_labels_and_verdicts_are_the_cards_and_the_threshold_itself_is_fake(detector):
+    scores = np.array([0.0, 0.2, np.nextafter(0.5, 0), 0.5, 0.6, 1.0])
     assert detector.labels(scores) == ["camera"] * 3 + ["swap"] * 3
-    assert detector.labels(scores, threshold=0.2) == ["camera"] + ["swap"] * 5
-    assert detector.labels(np.empty(0)) == []
+    assert detector.verdicts(scores) == ["camera"] * 2 + ["unsure"] * 2 + ["swap"] * 2
+    assert detector.labels(np.empty(0)) == detector.verdicts(np.empty(0)) == []
+
+
+def test_scores_are_calibrated_by_the_file_beside_the_model(detector, model_file, tmp_path, photos):
+    copy = tmp_path / "model.keras"
+    copy.write_bytes(model_file.read_bytes())
+    with pytest.raises(UserError, match=r"calibration\.json: not found"):
+        Detector(copy)
+    save_calibration(Calibration(temperature=0.25), copy, {})
+    plain, sharp = detector.score(photos), Detector(copy).score(photos)
+    odds = plain / (1 - plain)
+    np.testing.assert_allclose(sharp / (1 - sharp), odds**4, rtol=1e-3)
 
 
 def test_a_missing_file_and_one_that_is_no_model(tmp_path):
     with pytest.raises(UserError, match="not found"):
-        Detector(tmp_path / "gone.keras")
+        Detector(tmp_path / "gone.keras", UNCALIBRATED)
     (tmp_path / "text.keras").write_text("hello")
     with pytest.raises(UserError, match="not a model of this project"):
-        Detector(str(tmp_path / "text.keras"))
+        Detector(str(tmp_path / "text.keras"), UNCALIBRATED)
 
 
 def test_a_model_file_with_damage_inside_is_refused(model_file, tmp_path):
@@ -161,14 +173,14 @@ def test_a_model_file_with_damage_inside_is_refused(model_file, tmp_path):
             for name, content in (members | damage).items():
                 archive.writestr(name, content)
         with pytest.raises(UserError, match=r"model\.keras: cannot be loaded .*; get it again or run") as caught:
-            Detector(path)
+            Detector(path, UNCALIBRATED)
         assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_model_under_another_suffix_is_told(model_file, tmp_path):
     (tmp_path / "model.zip").write_bytes(model_file.read_bytes())
     with pytest.raises(UserError, match=r"model\.zip: cannot be loaded"):
-        Detector(tmp_path / "model.zip")
+        Detector(tmp_path / "model.zip", UNCALIBRATED)
 
 
 def test_a_model_file_cannot_bring_code_of_its_own(model_file, tmp_path):
@@ -178,4 +190,4 @@ def test_a_model_file_cannot_bring_code_of_its_own(model_file, tmp_path):
     with zipfile.ZipFile(model_file) as archive, zipfile.ZipFile(tmp_path / "hostile.keras", "a") as hostile:
         hostile.writestr("detector.json", archive.read("detector.json"))
     with pytest.raises(UserError, match="cannot be loaded"):
-        Detector(tmp_path / "hostile.keras")
+        Detector(tmp_path / "hostile.keras", UNCALIBRATED)

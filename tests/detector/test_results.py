@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detector.errors import UserError
-from detector.results import read_json, read_text, write_json
+from detector.results import read_json, read_table, read_text, write_json
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -61,3 +61,16 @@ def test_a_damaged_file_says_which_and_what_to_do(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(UserError, match=r"a\.json: not valid JSON .*; run `dvc repro -f`"):
         read_json(tmp_path / "a.json")
+
+
+def test_a_table_keeps_its_texts_and_its_gaps(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text('name,auc,n\n"NA",,3\n"",0.5,4\n"1",1.0,5\n')
+    table = read_table(path, texts=["name", "gone"])
+    assert table["name"].tolist() == ["NA", "", "1"]
+    np.testing.assert_array_equal(table["auc"], [np.nan, 0.5, 1.0])
+    assert table["n"].tolist() == [3, 4, 5]
+    path.write_text("name,auc\n")
+    assert read_table(path, texts=["name"]).empty
+    with pytest.raises(UserError, match=r"gone\.csv: not found"):
+        read_table(tmp_path / "gone.csv", texts=[])

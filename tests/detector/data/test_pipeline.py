@@ -224,6 +224,19 @@ def test_stored_images_come_all_in_order_and_unaltered(train, threads, batch_siz
     np.testing.assert_array_equal(images, np.stack([resize(image, SIZE) for image in train.reader.images()]))
 
 
+def test_damage_comes_before_the_resizing_and_knows_the_row(train):
+    seen = {}
+
+    def damage(image: np.ndarray, index: int) -> np.ndarray:
+        seen[index] = image.shape
+        return 255 - image
+
+    images = np.concatenate(list(stored_batches(train.reader, SIZE, 4, damage)))
+    stored = list(train.reader.images())
+    assert seen == {i: image.shape for i, image in enumerate(stored)}
+    np.testing.assert_array_equal(images, np.stack([resize(255 - image, SIZE) for image in stored]))
+
+
 def test_no_images_make_no_batches(prepared):
     nothing = ShardReader(prepared, read_manifest(prepared)[:0])
     assert len(nothing) == 0

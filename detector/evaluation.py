@@ -1,0 +1,225 @@
+"""What the evaluation does with a model's outputs: choose the calibration, score a set, put it under stress.
+
+The network itself stays outside: `Output` is whatever turns stored images, damaged or not, into its outputs.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from detector import calibration as calibrations
+from detector import scoring
+from detector.augment.corruption import CORRUPTIONS, SEVERITIES, corrupt, perturb
+from detector.calibration import Calibration
+from detector.data.shards import COLUMNS
+from detector.params import EvaluateParams
+
+Damage = Callable[[np.ndarray, int], np.ndarray]  # (uint8 (h, w, 3) as stored, index of its row) -> uint8 (h, w, 3)
+Output = Callable[[pd.DataFrame, Damage | None], np.ndarray]  # rows of the manifest -> network outputs, float64 (n,)
+
+ATTRIBUTE_COLUMNS = (
+    *("set", "attribute", "value", "n", "n_real", "n_fake", "auc", "auc_vs_other_class"),
+    *("accuracy", "accuracy_low", "accuracy_high"),
+    *(name for name in scoring.METRICS if name not in ("auc", "accuracy")),
+)
+RUNG_COLUMNS = ("name", "family", "arm", "severity", "n", "auc", "accuracy")
+VALUES = (2, 50)  # an attribute with fewer values tells nothing apart; one with more is a name, not a group
+
+
+def choose_calibration(
+    validation: pd.DataFrame, output: Output, params: EvaluateParams, seed: int
+) -> tuple[Calibration, dict]:
+    """Temperature, threshold and unsure band from the validation split, damaged as `evaluate.calibration` says.
+
+    Args:
+        validation: rows of the manifest.
+
+    Returns:
+        The calibration, and what it was chosen on: the images and how well it does on them, which flatters.
+    """
+    how = params.calibration
+    rows = _part(validation, how.max_images, seed)
+
+    def damage(image: np.ndarray, index: int) -> np.ndarray:
+        rng = np.random.default_rng([seed, index])
+        return perturb(image, rng, how.arms, (1, how.corruptions), tuple(how.strength))
+
+    ways = {"clean": [None], "perturbed": [damage], "mixed": [None, damage]}[how.images]
+    outputs = np.concatenate([output(rows, way) for way in ways])
+    labels = np.tile(rows["label"].to_numpy(), len(ways))
+    calibration = calibrations.fit(
+        labels, outputs, params.threshold, params.max_false_accusation_rate, params.target_error
+    )
+    return calibration, {
+        "images": len(rows),
+        "scored": how.images,
+        **_scores(labels, outputs, calibration),
+    }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is known of one test set.
+
+    Attributes:
+        metrics: for metrics/evaluate.json: `scoring.score` at the calibration's threshold; uncalibrated (brier, loss,
+            ece of the network's own outputs); selective (`calibration.selective`); intervals (metric -> 95 % low and
+            high, or None); per_class; confusion.
+        predictions: one row an image.
+        attributes: as `by_attribute`.
+        roc: set, fpr, tpr, threshold of the ROC curve; empty where one class is missing.
+    """
+
+    metrics: dict[str, object]
+    predictions: pd.DataFrame
+    attributes: pd.DataFrame
+    roc: pd.DataFrame
+
+
+def evaluate(
+    rows: pd.DataFrame,
+    outputs: np.ndarray,
+    calibration: Calibration,
+    classes: Sequence[str],
+    resamples: int,
+    seed: int,
+) -> Evaluation:
+    """Everything about one test set.
+
+    Args:
+        rows: of the manifest, one split. outputs: float (n,), the network's. classes: the model's names for 0 and 1.
+        resamples: of the groups, behind the intervals.
+    """
+    labels, groups = rows["label"].to_numpy(), rows["group"].tolist()
+    p_fake = calibration.apply(outputs)
+    calls = calibration.calls(p_fake)
+    curve = scoring.roc_points(labels, p_fake) or {"fpr": [], "tpr": [], "threshold": []}
+    return Evaluation(
+        metrics={
+            **_scores(labels, outputs, calibration),
+            "intervals": scoring.bootstrap(labels, p_fake, groups, calibration.threshold, n=resamples, seed=seed),
+            "per_class": scoring.per_class(labels, calls, classes),
+            "confusion": scoring.confusion(labels, calls, classes),
+        },
+        predictions=rows[["path", "split", "class", "group", "label"]]
+        .rename(columns={"split": "set"})
+        .assign(
+            p_fake=p_fake,
+            p_fake_uncalibrated=outputs,
+            verdict=calibration.verdicts(p_fake, classes),
+            sha256=rows["sha256"],
+        ),
+        attributes=by_attribute(rows, p_fake, calibration.threshold, resamples, seed),
+        roc=pd.DataFrame({"set": rows["split"].iloc[0], **curve}),
+    )
+
+
+def _scores(labels: np.ndarray, outputs: np.ndarray, calibration: Calibration) -> dict[str, object]:
+    p_fake = calibration.apply(outputs)
+    before = scoring.score(labels, outputs)
+    return {
+        **scoring.score(labels, p_fake, calibration.threshold),
+        "uncalibrated": {name: before[name] for name in ("brier", "loss", "ece")},
+        "selective": calibrations.selective(labels, p_fake, calibration.threshold, calibration.unsure),
+    }
+
+
+def by_attribute(rows: pd.DataFrame, p_fake: np.ndarray, threshold: float, resamples: int, seed: int) -> pd.DataFrame:
+    """Every metric for each value of the attributes that the data set's manifest brought along.
+
+    A value that only fakes have, such as a method of forging, has no AUC of its own: `auc_vs_other_class` sets its
+    images against all images of the other class. Accuracy comes with its 95 % interval, clustered by group.
+
+    Args:
+        rows: of the manifest. p_fake: float (n,), calibrated.
+
+    Returns:
+        One row a value, with the columns `ATTRIBUTE_COLUMNS`.
+    """
+    labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
+    table = []
+    for attribute in (name for name in rows.columns if name not in COLUMNS):
+        values = rows[attribute].to_numpy()
+        if not VALUES[0] <= len(set(values)) <= VALUES[1]:
+            continue
+        for value in sorted(set(values)):
+            own = values == value
+            found = scoring.score(labels[own], p_fake[own], threshold)
+            interval = scoring.bootstrap(
+                labels[own], p_fake[own], groups[own].tolist(), threshold, ["accuracy"], n=resamples, seed=seed
+            )["accuracy"] or {"low": None, "high": None}
+            against = None
+            if not (found["n_real"] and found["n_fake"]):
+                pool = own | (labels != labels[own][0])
+                against = scoring.score(labels[pool], p_fake[pool])["auc"]
+            table.append(
+                {
+                    **found,
+                    "set": rows["split"].iloc[0],
+                    "attribute": attribute,
+                    "value": value or "unknown",
+                    "auc_vs_other_class": against,
+                    "accuracy_low": interval["low"],
+                    "accuracy_high": interval["high"],
+                }
+            )
+    return pd.DataFrame(table, columns=ATTRIBUTE_COLUMNS)
+
+
+def stress_ladder(test: pd.DataFrame, output: Output, calibration: Calibration, images: int, seed: int) -> pd.DataFrame:
+    """AUC and accuracy of the same images under every corruption at every severity.
+
+    An image meets the same draw at every severity of a corruption, so that a rung differs from the one below in
+    strength alone (Hendrycks and Dietterich, ICLR 2019, have five severities, too).
+
+    Args:
+        test: rows of the manifest. images: how many of them are used, chosen at random, classes in proportion.
+
+    Returns:
+        One row a rung, with the columns `RUNG_COLUMNS`; the first is of the undamaged images, severity 0, arm "".
+    """
+    rows = _part(test, images, seed)
+    rungs = [("undamaged", 0), *((name, severity) for name in CORRUPTIONS for severity in SEVERITIES)]
+
+    def damage(image: np.ndarray, index: int) -> np.ndarray:
+        name, severity = rungs[index // len(rows)]
+        if not severity:
+            return image
+        return corrupt(image, name, severity / SEVERITIES[-1], np.random.default_rng([seed, index % len(rows)]))
+
+    # One long set of images: batches stay full whatever the number of images.
+    outputs = output(pd.concat([rows] * len(rungs), ignore_index=True), damage)
+    p_fake = calibration.apply(outputs).reshape(len(rungs), len(rows))
+    labels = rows["label"].to_numpy()
+    table = [
+        {
+            **scoring.score(labels, scores, calibration.threshold),
+            "name": name,
+            "family": CORRUPTIONS[name].family if severity else "",
+            "arm": CORRUPTIONS[name].arm if severity else "",
+            "severity": severity,
+        }
+        for (name, severity), scores in zip(rungs, p_fake, strict=True)
+    ]
+    return pd.DataFrame(table, columns=RUNG_COLUMNS)
+
+
+def stress_summary(ladder: pd.DataFrame) -> dict[str, object]:
+    """The ladder in a few numbers: images, and the mean AUC and accuracy undamaged and over each arm's rungs."""
+    arms = {"undamaged": "", "generic": "generic", "matched": "matched"}
+    means = {name: ladder.loc[ladder["arm"] == arm, ["auc", "accuracy"]].mean() for name, arm in arms.items()}
+    return {"images": int(ladder["n"].iloc[0]), **{name: mean.to_dict() for name, mean in means.items()}}
+
+
+def _part(rows: pd.DataFrame, at_most: int, seed: int) -> pd.DataFrame:
+    """A random part of the rows, in their order, with the classes in proportion and none of them lost."""
+    rows = rows.reset_index(drop=True)
+    if len(rows) <= at_most:
+        return rows
+    rng, kept = np.random.default_rng(seed), []
+    for _, members in rows.groupby("label"):
+        count = max(1, round(at_most * len(members) / len(rows)))
+        kept.extend(rng.choice(members.index, count, replace=False))
+    return rows.loc[sorted(kept)].reset_index(drop=True)

@@ -1,0 +1,244 @@
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from detector.augment.corruption import CORRUPTIONS, SEVERITIES, corrupt
+from detector.calibration import UNCALIBRATED, Calibration
+from detector.evaluation import (
+    ATTRIBUTE_COLUMNS,
+    RUNG_COLUMNS,
+    by_attribute,
+    choose_calibration,
+    evaluate,
+    stress_ladder,
+    stress_summary,
+)
+from detector.scoring import METRICS, score
+
+CALIBRATED = Calibration(temperature=2.0, threshold=0.6, unsure=(0.4, 0.8))
+
+
+def rows_of(n: int, split: str = "test", seed: int = 0, **attributes) -> pd.DataFrame:
+    """Rows of a manifest, as many real as fake, in pairs of one group."""
+    return pd.DataFrame(
+        {
+            "path": [f"{i:03d}.jpg" for i in range(n)],
+            "split": split,
+            "class": ["camera", "swap"] * (n // 2),
+            "label": [0, 1] * (n // 2),
+            "group": [f"g{i // 2}" for i in range(n)],
+            "width": 8,
+            "height": 8,
+            "bytes": 100,
+            "sha256": [f"{seed}{i:063d}" for i in range(n)],
+            "shard": "s",
+            "offset": 0,
+            **attributes,
+        }
+    )
+
+
+def outputs_for(rows: pd.DataFrame, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return np.clip(rows["label"].to_numpy() * 0.3 + rng.random(len(rows)) * 0.7, 0, 1)
+
+
+class Network:
+    """Stands in for a network: what it says of an image is its brightness; it keeps what it was shown."""
+
+    def __init__(self, images: list[np.ndarray]):
+        self.images, self.calls = images, []
+
+    def __call__(self, rows: pd.DataFrame, damage) -> np.ndarray:
+        index = rows["path"].str.removesuffix(".jpg").astype(int)
+        shown = [self.images[i] for i in index]
+        if damage is not None:
+            shown = [damage(image, at) for at, image in enumerate(shown)]
+        self.calls.append((rows, damage, shown))
+        return np.array([image.mean() / 255 for image in shown])
+
+
+@pytest.fixture
+def network(photo) -> Network:
+    return Network([photo(24, 20, seed=i) for i in range(40)])
+
+
+# ---- choose_calibration ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def settings(defaults):
+    def change(**values):
+        how = defaults.evaluate.calibration
+        own = {key: values.pop(key) for key in list(values) if key in type(how).model_fields}
+        return defaults.evaluate.model_copy(update={**values, "calibration": how.model_copy(update=own)})
+
+    return change
+
+
+@pytest.mark.parametrize(("images", "passes"), [("clean", [False]), ("perturbed", [True]), ("mixed", [False, True])])
+def test_validation_images_are_scored_as_the_parameters_say(network, settings, images, passes):
+    rows = rows_of(40, "validation")
+    _, chosen_on = choose_calibration(rows, network, settings(images=images, strength=[0.5, 1.0]), seed=3)
+    assert [damage is not None for _, damage, _ in network.calls] == passes
+    for _, damage, shown in network.calls:
+        same = [np.array_equal(a, b) for a, b in zip(shown, network.images, strict=True)]
+        assert sum(same) < 4 if damage else all(same)  # a weak one may change nothing
+    assert chosen_on["n"] == 40 * len(passes)
+    assert (chosen_on["images"], chosen_on["scored"]) == (40, images)
+
+
+def test_the_damage_is_the_same_each_time_and_another_with_another_seed(network, settings):
+    rows = rows_of(40, "validation")
+    for seed in (3, 3, 4):
+        choose_calibration(rows, network, settings(images="perturbed", strength=[0.5, 1.0]), seed)
+    once, again, other = (shown for _, _, shown in network.calls)
+    assert all(np.array_equal(a, b) for a, b in zip(once, again, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(once, other, strict=True))
+
+
+def test_of_many_validation_images_a_part_of_both_classes_is_enough(network, settings):
+    rows = pd.concat([rows_of(36, "validation"), rows_of(40, "validation")[36:].assign(label=1)])
+    choose_calibration(rows, network, settings(images="clean", max_images=10), seed=0)
+    ((part, _, _),) = network.calls
+    assert len(part) == 10 and sorted(part["path"]) == list(part["path"]) and part["path"].is_unique
+    assert set(part["label"]) == {0, 1}
+
+
+def test_a_given_threshold_is_kept_and_an_automatic_one_keeps_its_limit(settings, network):
+    rows = rows_of(40, "validation")
+
+    def said(rows, damage):
+        return outputs_for(rows)
+
+    given, _ = choose_calibration(rows, said, settings(images="clean", threshold=0.37), seed=0)
+    assert given.threshold == 0.37
+    for limit in (0.0, 0.1, 0.5):
+        how = settings(images="clean", threshold="auto", max_false_accusation_rate=limit)
+        _, chosen_on = choose_calibration(rows, said, how, seed=0)
+        assert chosen_on["false_accusation_rate"] <= limit
+
+
+# ---- evaluate --------------------------------------------------------------------------------------------------
+
+
+def test_the_numbers_are_of_calibrated_scores_at_the_chosen_threshold():
+    rows = rows_of(60)
+    outputs = outputs_for(rows)
+    found = evaluate(rows, outputs, CALIBRATED, ["camera", "swap"], resamples=200, seed=1)
+    p_fake = 1 / (1 + np.sqrt((1 - outputs) / outputs))  # temperature 2 halves the logit
+    expected = score(rows["label"], p_fake, 0.6)
+    assert {name: found.metrics[name] for name in expected} == pytest.approx(expected)
+    assert found.metrics["uncalibrated"]["brier"] == pytest.approx(np.mean((outputs - rows["label"]) ** 2))
+    assert found.metrics["uncalibrated"]["brier"] != pytest.approx(found.metrics["brier"])
+    np.testing.assert_allclose(found.predictions["p_fake"], p_fake)
+    np.testing.assert_allclose(found.predictions["p_fake_uncalibrated"], outputs)
+    expected = np.select([p_fake < 0.4, p_fake >= 0.8], ["camera", "swap"], "unsure")
+    assert list(found.predictions["verdict"]) == list(expected)
+    assert {"camera", "swap", "unsure"} == set(expected)
+    unsure = (p_fake >= 0.4) & (p_fake < 0.8)
+    assert found.metrics["selective"]["n_unsure"] == unsure.sum()
+    called = (p_fake >= 0.6).astype(int)
+    assert found.metrics["confusion"]["camera"]["swap"] == ((called == 1) & (rows["label"] == 0)).sum()
+    assert (found.roc["set"] == "test").all() and np.trapezoid(found.roc["tpr"], found.roc["fpr"]) == pytest.approx(
+        found.metrics["auc"]
+    )
+
+
+def test_every_metric_has_an_interval_around_it_that_is_wider_for_clustered_images():
+    rows = rows_of(80)
+    outputs = outputs_for(rows)
+    apart = evaluate(rows, outputs, UNCALIBRATED, ["a", "b"], resamples=500, seed=1).metrics
+    assert set(apart["intervals"]) == set(METRICS)
+    for name in ("accuracy", "auc", "brier"):
+        assert apart["intervals"][name]["low"] < apart[name] < apart["intervals"][name]["high"]
+    copies = pd.concat([rows] * 4, ignore_index=True)  # four looks at one image are one image
+    copied = evaluate(copies, np.tile(outputs, 4), UNCALIBRATED, ["a", "b"], resamples=500, seed=1).metrics
+
+    def width(metrics: dict) -> float:
+        return metrics["intervals"]["auc"]["high"] - metrics["intervals"]["auc"]["low"]
+
+    assert width(copied) == pytest.approx(width(apart), rel=0.15)
+
+
+def test_a_set_of_one_class_has_no_ranking_and_no_curve():
+    rows = rows_of(20)
+    rows = rows[rows["label"] == 1].reset_index(drop=True)
+    found = evaluate(rows, outputs_for(rows), UNCALIBRATED, ["real", "fake"], resamples=100, seed=0)
+    assert found.metrics["auc"] is None and found.metrics["false_accusation_rate"] is None
+    assert found.metrics["intervals"]["auc"] is None
+    assert found.metrics["accuracy"] is not None
+    assert list(found.roc.columns) == ["set", "fpr", "tpr", "threshold"] and found.roc.empty
+
+
+# ---- by_attribute ----------------------------------------------------------------------------------------------
+
+
+def test_every_metric_for_each_value():
+    rows = rows_of(60, camera=["phone", "phone", "", ""] * 15, one="same", name=[str(i) for i in range(60)])
+    p_fake = outputs_for(rows)
+    table = by_attribute(rows, p_fake, 0.5, resamples=200, seed=0)
+    assert tuple(table.columns) == ATTRIBUTE_COLUMNS
+    assert list(table["value"]) == ["unknown", "phone"] and set(table["attribute"]) == {"camera"}
+    phone = (rows["camera"] == "phone").to_numpy()
+    row = table[table["value"] == "phone"].iloc[0]
+    assert row["n"] == 30
+    assert row["accuracy"] == pytest.approx(np.mean((p_fake >= 0.5)[phone] == rows["label"][phone]))
+    assert row["auc"] == pytest.approx(roc_auc_score(rows["label"][phone], p_fake[phone]))
+    assert row["accuracy_low"] < row["accuracy"] < row["accuracy_high"]
+    assert pd.isna(row["auc_vs_other_class"])
+
+
+def test_a_method_of_forging_is_set_against_all_real_images():
+    rows = rows_of(60, method=["camera", "swap", "camera", "paste"] * 15)
+    p_fake = outputs_for(rows)
+    table = by_attribute(rows, p_fake, 0.5, resamples=100, seed=0).set_index("value")
+    paste = ((rows["method"] == "paste") | (rows["label"] == 0)).to_numpy()
+    assert table.loc["paste", "auc_vs_other_class"] == pytest.approx(roc_auc_score(rows["label"][paste], p_fake[paste]))
+    assert pd.isna(table.loc["paste", "auc"])
+    assert table.loc["paste", "n_real"] == 0
+
+
+def test_without_attributes_the_table_is_empty_but_has_its_columns():
+    table = by_attribute(rows_of(10), np.full(10, 0.5), 0.5, resamples=100, seed=0)
+    assert table.empty and tuple(table.columns) == ATTRIBUTE_COLUMNS
+
+
+# ---- stress ----------------------------------------------------------------------------------------------------
+
+
+def test_the_ladder_has_every_rung_once_and_the_same_images_on_each(network):
+    ladder = stress_ladder(rows_of(40), network, UNCALIBRATED, images=6, seed=2)
+    assert tuple(ladder.columns) == RUNG_COLUMNS
+    assert len(ladder) == 1 + len(CORRUPTIONS) * len(SEVERITIES)
+    assert not ladder.duplicated(["name", "severity"]).any()
+    assert (ladder["n"] == 6).all()
+    ((rows, _, shown),) = network.calls
+    paths = rows["path"].to_numpy().reshape(len(ladder), 6)
+    assert (paths == paths[0]).all()
+    # Rung by rung, the images are what `corrupt` makes of them, from one draw for all severities.
+    originals = [network.images[int(path[:3])] for path in paths[0]]
+    for rung in (0, 1, 5, 77, 175):
+        name, severity = ladder["name"][rung], ladder["severity"][rung]
+        for i, image in enumerate(originals):
+            expected = corrupt(image, name, severity / 5, np.random.default_rng([2, i])) if severity else image
+            np.testing.assert_array_equal(shown[rung * 6 + i], expected)
+
+
+def test_a_rung_is_scored_like_a_set(network):
+    rows = rows_of(40)
+    ladder = stress_ladder(rows, network, CALIBRATED, images=1000, seed=2)
+    whole = score(rows["label"], CALIBRATED.apply(network(rows, None)), CALIBRATED.threshold)
+    assert ladder.iloc[0]["name"] == "undamaged"
+    assert ladder.iloc[0]["auc"] == pytest.approx(whole["auc"])
+    assert ladder.iloc[0]["accuracy"] == pytest.approx(whole["accuracy"])
+
+
+def test_the_summary_is_the_mean_of_each_arm(network):
+    ladder = stress_ladder(rows_of(40), network, UNCALIBRATED, images=20, seed=2)
+    found = stress_summary(ladder)
+    assert found["images"] == 20
+    names = [name for name, corruption in CORRUPTIONS.items() if corruption.arm == "matched"]
+    assert found["matched"]["auc"] == pytest.approx(np.mean(ladder["auc"][ladder["name"].isin(names)]))
+    assert found["undamaged"]["accuracy"] == ladder["accuracy"][0]
