@@ -569,7 +569,7 @@ def risk_coverage(
     if len(risk):
         points.append((coverage[-1], risk[-1], f"all called\n{_percent(risk[-1])} wrong"))
         said = f"{_percent(risk[-1])} of the calls are wrong when every image is called"
-    if operating and not np.isnan([*map(_finite, operating)]).any():
+    if operating and operating[0] != 1 and not np.isnan([*map(_finite, operating)]).any():
         share, wrong = operating
         points.append((share, wrong, f"{_percent(share)} called\n{_percent(wrong)} wrong"))
         said += f", {_percent(wrong)} when the surest {_percent(share)} are"
@@ -579,8 +579,10 @@ def risk_coverage(
     ax.fill_between(coverage, risk, color=VALIDATION, alpha=0.1, linewidth=0)
     for x, y, name in points:
         ax.plot(x, y, "o", markersize=10, color=VALIDATION, markeredgecolor="white", clip_on=False, zorder=5)
+        # The second label would run into the first where nearly all images are called: it goes beneath the curve.
+        place = {"xytext": (-6, -16), "va": "top"} if 0.75 < x < 1 else {"xytext": (-10, 8), "va": "bottom"}
         ax.annotate(
-            name, (x, y), (-10, 8), textcoords="offset points", ha="right", va="bottom", weight="bold",
+            name, (x, y), **place, textcoords="offset points", ha="right", weight="bold",
             color=VALIDATION, path_effects=[withStroke(linewidth=3, foreground="white")],
         )  # fmt: skip
     if not len(risk):

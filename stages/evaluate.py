@@ -1,19 +1,35 @@
-"""Stage 3: score every test set with the trained model, the only stage that looks at test images."""
+"""Stage 3: calibrate the model on validation images, then score every test set, the only stage that looks at those."""
 
 import csv
+from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from detector.data.extra import write_extra_sets
 from tqdm import tqdm
 
 from detector import tracking
+from detector.calibration import UNCALIBRATED, save_calibration
 from detector.data.pipeline import stored_batches
 from detector.data.shards import ShardReader, read_manifest, test_sets
 from detector.errors import exit_on_user_error
+from detector.evaluation import RUNG_COLUMNS, Damage, choose_calibration, evaluate, stress_ladder, stress_summary
 from detector.params import flatten, load_params
-from detector.paths import EVALUATION, EVALUATION_RUN, MODEL, PREDICTIONS, PREPARED, ROC, TRAINING_RUN
+from detector.paths import (
+    BY_ATTRIBUTE,
+    EVALUATION,
+    EVALUATION_RUN,
+    EXTRA,
+    MODEL,
+    PREDICTIONS,
+    PREPARED,
+    ROC,
+    STRESS,
+    TRAINING_RUN,
+)  # fmt: skip
 from detector.predict import Detector, p_fake
 from detector.results import read_text, write_json
-from detector.scoring import confusion, per_class, roc_points, score
 
 BATCH_SIZE = 32
 
@@ -21,45 +37,60 @@ BATCH_SIZE = 32
 def main() -> None:
     params = load_params()
     tracking.connect()
-    threshold = params.evaluate.threshold
-    detector = Detector(MODEL)
-    classes = detector.card.classes
+    settings, seed = params.evaluate, params.seed
+    detector = Detector(MODEL, UNCALIBRATED)
     manifest = read_manifest(PREPARED)
+    extra = write_extra_sets(params, PREPARED, EXTRA)
 
-    evaluation, predictions, roc = {}, [], []
-    for name in test_sets(manifest):
-        rows = manifest[manifest["split"] == name].reset_index(drop=True)
-        labels = rows["label"].to_numpy()
-        batches = stored_batches(ShardReader(PREPARED, rows), detector.card.image_size, BATCH_SIZE)
-        total = -(-len(rows) // BATCH_SIZE)
-        scores = p_fake(detector.model, tqdm(batches, name, total, disable=None, leave=False))
-        called = (scores >= threshold).astype(int)
-        evaluation[name] = {
-            **score(labels, scores, threshold),
-            "per_class": per_class(labels, called, classes),
-            "confusion": confusion(labels, called, classes),
-        }
-        predictions.append(rows[["path", "split", "class", "label"]].assign(p_fake=scores))
-        if evaluation[name]["auc"] is not None:
-            roc.append(pd.DataFrame(roc_points(labels, scores)).assign(set=name))
+    def outputs(rows: pd.DataFrame, damage: Damage | None, folder: Path = PREPARED, name: str = "") -> np.ndarray:
+        batches = stored_batches(ShardReader(folder, rows), detector.card.image_size, BATCH_SIZE, damage)
+        return p_fake(detector.model, tqdm(batches, name, -(-len(rows) // BATCH_SIZE), disable=None, leave=False))
 
+    validation = manifest[manifest["split"] == "validation"]
+    calibration, chosen_on = choose_calibration(validation, partial(outputs, name="calibration"), settings, seed)
+    calibration_file = save_calibration(calibration, MODEL, chosen_on)
+
+    found, ladder = {}, pd.DataFrame(columns=RUNG_COLUMNS)
+    places = {**dict.fromkeys(test_sets(manifest), PREPARED), **{name: EXTRA / name for name in extra}}
+    for name, folder in places.items():
+        rows = read_manifest(folder)
+        rows = rows[rows["split"] == name].reset_index(drop=True)
+        output = outputs(rows, None, folder, name)
+        found[name] = evaluate(rows, output, calibration, detector.card.classes, settings.bootstrap, seed)
+        found[name].metrics.update(extra.get(name, {}))
+        if name == "test" and settings.stress_images:
+            ladder = stress_ladder(rows, partial(outputs, name="stress"), calibration, settings.stress_images, seed)
+            found[name].metrics["stress"] = stress_summary(ladder)
+
+    evaluation = {name: result.metrics for name, result in found.items()}
     write_json(EVALUATION, evaluation)
-    pd.concat(predictions).rename(columns={"split": "set"}).to_csv(
-        PREDICTIONS, index=False, quoting=csv.QUOTE_NONNUMERIC
-    )
-    pd.concat(roc).to_csv(ROC, index=False)
-    settings = {key: value for key, value in flatten(params).items() if key.startswith("evaluate.")}
-    run_id = tracking.evaluation_run(read_text(TRAINING_RUN), settings, {"data.digest": detector.card.data_digest})
+    ladder.to_csv(STRESS, index=False)
+    for path, table in ((PREDICTIONS, "predictions"), (BY_ATTRIBUTE, "attributes"), (ROC, "roc")):
+        rows = pd.concat([getattr(result, table) for result in found.values()])
+        rows.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)
+
+    logged = {key: value for key, value in flatten(params).items() if key.startswith("evaluate.")}
+    run_id = tracking.evaluation_run(read_text(TRAINING_RUN), logged, {"data.digest": detector.card.data_digest})
     EVALUATION_RUN.write_text(run_id + "\n")
     tracking.log_metrics(run_id, evaluation)
-    tracking.log_artifacts(run_id, {path: "metrics" for path in (EVALUATION, PREDICTIONS, ROC)})
-
-    for name, metrics in evaluation.items():
-        auc = "-" if metrics["auc"] is None else f"{metrics['auc']:.3f}"
-        print(
-            f"{name:16s} n {metrics['n']:,}  accuracy {metrics['accuracy']:.3f}  AUC {auc}  loss {metrics['loss']:.3f}"
-        )
+    tracking.log_artifacts(
+        run_id, {path: "metrics" for path in (EVALUATION, PREDICTIONS, ROC, STRESS, BY_ATTRIBUTE, calibration_file)}
+    )
+    tracking.log_model(run_id, MODEL, calibration_file)
+    report(evaluation)
     print(f"results: {EVALUATION}, {PREDICTIONS}; MLflow run {run_id}")
+
+
+def report(evaluation: dict[str, dict]) -> None:
+    """Print each set's headline numbers with their 95 % intervals, in per cent."""
+    for name, metrics in evaluation.items():
+        numbers = []
+        for key, said in (("accuracy", "right"), ("auc", "AUC"), ("false_accusation_rate", "real called fake")):
+            if metrics[key] is not None:
+                interval = metrics["intervals"][key]
+                between = f" ({100 * interval['low']:.1f} to {100 * interval['high']:.1f})" if interval else ""
+                numbers.append(f"{said} {100 * metrics[key]:.1f}{between}")
+        print(f"{name:16s} n {metrics['n']:,}  " + "  ".join(numbers))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""Stage 1: decode every image, set the broken aside, write shards, manifest and counts."""
+"""Stage 1: examine every image, set aside what is broken, in doubt or in two splits, write shards and manifest."""
+
+import sys
+
+import numpy as np
 
 from detector.data.ingest import ingest, replaced_folder
 from detector.data.sample import write_sample
@@ -19,14 +23,31 @@ def main() -> None:
             source = open_folder(folder / "sample", params.data, params.seed, name="the drawn sample")
         else:
             source = open_source(params.data, params.seed)
-        summary = ingest(source, folder, params.data.max_side)
+        rng = np.random.default_rng(params.seed)
+        summary = ingest(source, folder, params.data.max_side, params.data.duplicates, rng)
     write_json(DATA_SUMMARY, summary)
 
     for split, kinds in summary["counts"].items():
         print(f"{split:16s}" + "  ".join(f"{kind} {count:,}" for kind, count in kinds.items()))
     for reason, images in summary["set_aside"]["reasons"].items():
-        print(f"set aside: {images['images']:,} x {reason} (e.g. {images['examples'][0]})")
+        example = " = ".join([images["examples"][0], *images.get("partners", [])[:1]])
+        print(f"set aside: {images['images']:,} x {reason} (e.g. {example})")
+    for warning in warnings(summary):
+        print(f"WARNING: {warning}", file=sys.stderr)
     print(f"prepared {summary['images']:,} images: {PREPARED}/manifest.csv, {DATA_SUMMARY}")
+
+
+def warnings(summary: dict) -> list[str]:
+    """What the audit found that the data still holds."""
+    duplicates = summary["duplicates"]
+    found = list(summary["shortcuts"]["warnings"])
+    if duplicates["policy"] == "report":
+        for splits, pairs in duplicates["leaks"].items():
+            count = pairs["exact"] + pairs["near"]
+            found.append(f"{count:,} pairs of duplicates in {splits} stay, as data.duplicates is report.")
+    if not duplicates["search_complete"]:
+        found.append("So many images are alike that only the nearest of each were compared: duplicates may remain.")
+    return found
 
 
 if __name__ == "__main__":

@@ -64,7 +64,6 @@ def main() -> None:
         write_json(TRAIN_SUMMARY, {**facts, "weights_note": initial.note, "epochs": len(history), "best": best})
         tracking.log_metrics(run_id, {"best": best})
         tracking.log_artifacts(run_id, {path: "metrics" for path in (DATA_SUMMARY, TRAIN_SUMMARY, HISTORY)})
-        tracking.log_model(run_id, MODEL)
     print(f"best epoch {best['epoch']}: {MODEL}, {TRAIN_SUMMARY}, {HISTORY}; MLflow run {run_id}")
 
 

@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import cv2
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -22,6 +24,7 @@ SMALL = {
     "data": {"sample": {"train": 48, "validation": 16, "test": 16, "size": 80}},
     "model": {"image_size": 71, "weights": "none"},
     "train": {"epochs": 2, "batch_size": 16},
+    "evaluate": {"bootstrap": 100, "stress_images": 0},
     "plot": {"grid_images": 4},
 }
 
@@ -97,7 +100,9 @@ def clone(tmp_path_factory) -> Clone:
 
 @pytest.fixture(scope="module")
 def trained(clone) -> Clone:
-    """The clone after `dvc repro`; its output is in `trained.output`."""
+    """The clone after `dvc repro`, with a stress test and an extra test set; its output is in `trained.output`."""
+    image_tree(clone.folder / "elsewhere", {"Real": 4, "Fake": 3})
+    clone.set_params({"evaluate": {"stress_images": 2, "extra_sets": ["elsewhere"]}})
     clone.output = clone.run("dvc", "repro").stdout
     clone.run("git", "add", "-A")
     clone.run("git", "commit", "-q", "-m", "trained")
@@ -106,20 +111,32 @@ def trained(clone) -> Clone:
 
 def test_repro_writes_what_the_readme_promises(trained):
     for place in ("metrics/data.json", "metrics/train.json", "metrics/evaluate.json", "metrics/history.csv",
-                  "metrics/predictions.csv", "metrics/roc.csv", "models/model.keras"):  # fmt: skip
+                  "metrics/predictions.csv", "metrics/roc.csv", "metrics/stress.csv", "metrics/by_attribute.csv",
+                  "models/model.keras", "models/calibration.json"):  # fmt: skip
         assert (trained.folder / place).stat().st_size > 0, place
     evaluation = trained.read("metrics/evaluate.json")
-    assert list(evaluation) == ["test", "test_perturbed"]
+    assert [(name, metrics["n"]) for name, metrics in evaluation.items()] == [
+        ("test", 16), ("test_perturbed", 16), ("elsewhere", 7)
+    ]  # fmt: skip
     for metrics in evaluation.values():
-        assert metrics["n"] == 16
-        assert {"accuracy", "loss", "auc", "per_class", "confusion"} <= metrics.keys()
+        assert {"accuracy", "loss", "auc", "per_class", "confusion", "intervals", "selective"} <= metrics.keys()
         assert set(metrics["per_class"]["fake"]) == {"precision", "recall", "f1", "support"}
+        assert metrics["threshold"] == trained.read("models/calibration.json")["threshold"]
+    assert evaluation["test"]["stress"]["images"] == 2
     predictions = list(csv.DictReader((trained.folder / "metrics/predictions.csv").open()))
-    assert len(predictions) == 32
+    assert len(predictions) == 39
+    assert len(list(csv.DictReader((trained.folder / "metrics/stress.csv").open()))) == 176
     assert {row["label"] for row in predictions} == {"0", "1"}
     assert all(0 <= float(row["p_fake"]) <= 1 for row in predictions)
     pictures = {file.name for file in (trained.folder / "metrics/plots").iterdir()}
-    assert {"accuracy.png", "loss.png", "roc.png", "sample.png", "predictions_test.png"} <= pictures
+    assert pictures >= {
+        "accuracy.png", "loss.png", "roc.png", "precision_recall.png", "robustness_ladder.png", "sample.png",
+        *(f"{name}_{of}.png"
+          for of in ("test", "test_perturbed", "elsewhere")
+          for name in ("predictions", "mistakes", "reliability", "scores", "risk_coverage", "confusion_matrix")),
+    }  # fmt: skip
+    report = (trained.folder / "metrics/report.html").read_text()
+    assert "elsewhere" in report and "data:image/" in report
     assert trained.run("git", "status", "--porcelain").stdout == ""
 
 
@@ -142,7 +159,7 @@ def test_the_run_holds_everything(trained):
     (run,) = trained.runs()
     assert run.info.status == "FINISHED"
     assert run.data.params["train.epochs"] == "2"
-    assert run.data.params["evaluate.threshold"] == "0.5"
+    assert run.data.params["evaluate.threshold"] == "auto"
     assert run.data.tags["weights"] == "random"
     assert run.data.tags["data.digest"] == trained.read("metrics/data.json")["digest"]
     assert len(run.data.tags["mlflow.source.git.commit"]) == 40
@@ -151,6 +168,7 @@ def test_the_run_holds_everything(trained):
     evaluation = trained.read("metrics/evaluate.json")
     assert run.data.metrics["test.auc"] == pytest.approx(evaluation["test"]["auc"])
     assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {"metrics", "plots"}
+    assert "metrics/report.html" in {file.path for file in client.list_artifacts(run.info.run_id, "metrics")}
 
 
 def test_pyfunc_scores_raw_images_as_evaluate_did(trained):
@@ -161,7 +179,8 @@ model = mlflow.pyfunc.load_model(f"runs:/{sys.argv[2]}/model")
 rows = [row for row in csv.DictReader(open("metrics/predictions.csv")) if row["set"] == "test"]
 images = [open("data/prepared/sample/" + row["path"], "rb").read() for row in rows]
 scored = model.predict(pd.DataFrame({"image": images}))
-assert list(scored.columns) == ["p_fake", "label"], scored
+assert list(scored.columns) == ["p_fake", "label", "verdict"], scored
+assert list(scored["verdict"]) == [row["verdict"] for row in rows], scored
 print(max(abs(scored["p_fake"] - [float(row["p_fake"]) for row in rows])))
 """
     (run,) = trained.runs()
@@ -195,7 +214,31 @@ def test_another_threshold_becomes_a_child_run(trained):
     new = [run for run in trained.runs() if run.data.tags.get("mlflow.parentRunId") == trained_by.info.run_id]
     assert len(trained.runs()) == before + 1
     assert [run.data.params["evaluate.threshold"] for run in new] == ["0.25"]
-    assert trained.runs() and trained_by.data.params["evaluate.threshold"] == "0.5"
+    assert trained_by.data.params["evaluate.threshold"] == "auto"
+
+
+def test_no_choice_depends_on_the_labels_of_test_images(trained):
+    """With the labels of every test image turned round, training and calibration come out the same."""
+
+    def choices() -> tuple:
+        with zipfile.ZipFile(trained.folder / "models/model.keras") as model:
+            weights = model.read("model.weights.h5")
+        calibration = trained.read("models/calibration.json")
+        return weights, trained.read("metrics/train.json"), {k: v for k, v in calibration.items() if k != "model"}
+
+    before, accuracy = choices(), trained.read("metrics/evaluate.json")["test"]["accuracy"]
+    manifest = trained.folder / "data/prepared/manifest.csv"
+    rows = pd.read_csv(manifest, dtype=str, keep_default_na=False)
+    test = rows["split"].str.startswith("test")
+    rows.loc[test, "label"] = rows.loc[test, "label"].map({"0": "1", "1": "0"})
+    rows.loc[test, "class"] = rows.loc[test, "class"].map({"real": "fake", "fake": "real"})
+    rows.to_csv(manifest, index=False, quoting=csv.QUOTE_NONNUMERIC)
+    for name in ("train", "evaluate"):
+        trained.stage(name)
+    after = choices()
+    assert trained.read("metrics/evaluate.json")["test"]["accuracy"] == pytest.approx(1 - accuracy)
+    trained.run("dvc", "checkout", "--force")
+    assert after == before
 
 
 def test_queued_experiments_are_runs_in_the_one_store(trained):

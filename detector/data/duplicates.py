@@ -147,20 +147,25 @@ def resolve(
     splits: Sequence[str],
     labels: Sequence[int],
     policy: Literal["report", "drop"] = "drop",
+    groups: Sequence[str] | None = None,
 ) -> Resolution:
     """Decide which images must go so that no split judges what another one taught.
 
-    Images whose pixels are equal (`SAME`) and whose labels differ are all set aside, under either policy:
-    which label is right cannot be known. With "drop", a validation image that also stands in a test split
-    goes, then a train image that also stands in what is left of validation or in a test split. Pairs within a
-    split, or between two test splits (one may be the other, perturbed on purpose), stay. An image goes for a
-    pair it is itself part of, never for a chain of them.
+    Images that are one picture (a difference of `SAME` or less) and whose labels differ are all set aside,
+    under either policy: which label is right cannot be known. Within a group only equal pixels are a conflict:
+    there a fake stands beside the image it was made from, and the most careful fakes must not go.
+
+    With "drop", a validation image that also stands in a test split goes, then a train image that also stands
+    in what is left of validation or in a test split. Pairs within a split, or between two test splits (one may
+    be the other, perturbed on purpose), stay. An image goes for a pair it is itself part of, never for a chain
+    of them.
 
     Args:
         duplicates: of n images.
         splits: (n,) "train", "validation", "test" or "test_*".
         labels: (n,) class of each image.
         policy: "drop", or "report" to let leaks stay.
+        groups: (n,) images of one group share a source; without it every image has its own.
 
     Raises:
         ValueError: an unknown split or policy.
@@ -171,14 +176,37 @@ def resolve(
     reason = np.full(len(labels), "", dtype="U8")
     partner = np.full(len(labels), -1)
 
-    same = duplicates.near[duplicates.near["difference"] <= SAME]
-    found = _match(duplicates, same, np.ones(len(labels), bool), np.ones(len(labels), bool), labels)
+    everywhere = np.ones(len(labels), bool)
+    found = _match(duplicates, _one_picture(duplicates.near, groups), everywhere, everywhere, labels)
     reason[found >= 0], partner[found >= 0] = "conflict", found[found >= 0]
     for level in (1, 0) if policy == "drop" else ():
         kept = reason == ""
         found = _match(duplicates, duplicates.near, kept & (rank == level), kept & (rank > level))
         reason[found >= 0], partner[found >= 0] = "leak", found[found >= 0]
     return Resolution(reason, partner)
+
+
+def resolve_test_set(
+    duplicates: Duplicates, trained: int, labels: Sequence[int], groups: Sequence[str] | None = None
+) -> Resolution:
+    """Say which images of a further test set judge nothing: of a doubtful label, or seen in training.
+
+    Args:
+        duplicates: of m images that a model was made with (train and validation), then of the n of the set.
+        trained: m.
+        labels, groups: (n,) class and group of each image of the set.
+
+    Returns:
+        For the n images: "conflict" with an image of the set as partner, counted from its first one, or "leak" with
+        one of the m. Both are as in `resolve`.
+    """
+    of_set = np.arange(len(duplicates.first)) >= trained
+    label = np.concatenate([np.full(trained, labels[0]), labels])
+    group = None if groups is None else [*[None] * trained, *groups]
+    conflict = _match(duplicates, _one_picture(duplicates.near, group), of_set, of_set, label)[trained:]
+    seen = _match(duplicates, duplicates.near, of_set, ~of_set)[trained:]
+    reason = np.where(conflict >= 0, "conflict", np.where(seen >= 0, "leak", ""))
+    return Resolution(reason, np.where(conflict >= 0, conflict - trained, seen))
 
 
 def summary(
@@ -193,7 +221,7 @@ def summary(
 
     Counts of pairs are of all pairs of images: three images with the same pixels are three pairs. "examples"
     holds at most `worst` pairs, first those with conflicting labels, then those across splits, the most alike
-    first.
+    first; a picture in two test sets is no example, for it may stand there perturbed on purpose.
     """
     splits, labels = np.asarray(splits), np.asarray(labels)
     rank = _ranks(splits)
@@ -212,8 +240,11 @@ def summary(
     pairs = np.zeros(len(copies), PAIR)
     pairs["a"], pairs["b"] = duplicates.first[copies], copies
     pairs = np.concatenate([pairs, duplicates.near])
+    on_purpose = (rank[pairs["a"]] == 2) & (rank[pairs["b"]] == 2) & (splits[pairs["a"]] != splits[pairs["b"]])
+    pairs = pairs[~on_purpose]
     a, b = pairs["a"], pairs["b"]
-    conflict = (pairs["difference"] <= SAME) & (labels[a] != labels[b])
+    doubted = resolution.reason == "conflict"
+    conflict = (pairs["difference"] <= SAME) & (labels[a] != labels[b]) & doubted[a] & doubted[b]
     leak = rank[a] != rank[b]
     order = np.lexsort((b, a, pairs["difference"], ~leak, ~conflict))[:worst]
     sizes = np.bincount(clusters(duplicates))
@@ -364,6 +395,15 @@ def _ranks(splits: Sequence[str]) -> np.ndarray:
     if unknown := [str(name) for name in names if name not in ranks]:
         raise ValueError(f"unknown split {unknown[0]!r}: train, validation, test or test_*")
     return np.array([ranks[name] for name in names], int)[inverse]
+
+
+def _one_picture(near: np.ndarray, groups: Sequence[str] | None) -> np.ndarray:
+    """Return those of the `near` pairs that must not bear two labels."""
+    near = near[near["difference"] <= SAME]
+    if groups is None:
+        return near
+    apart = [groups[a] != groups[b] for a, b in zip(near["a"], near["b"], strict=True)]
+    return near[np.array(apart, bool)]
 
 
 def _match(

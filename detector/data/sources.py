@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from detector.data.decode import EXTENSIONS
-from detector.data.splits import Entry, Manifest, catalog, clean_path, parse_manifest
+from detector.data.splits import Catalog, Entry, Manifest, catalog, catalog_test_set, clean_path, parse_manifest
 from detector.errors import UserError
 from detector.params import DataParams
 from detector.paths import existing_path
@@ -60,9 +60,9 @@ class Source:
     ungrouped: int  # entries that no manifest puts in a group
     store: Store = field(repr=False)
 
-    def read(self) -> Iterator[tuple[Entry, bytes | OSError]]:
-        """Every entry once, in the cheapest order, with its bytes or what kept them from being read."""
-        entries = {entry.path: entry for entry in self.entries}
+    def read(self, paths: Collection[str] | None = None) -> Iterator[tuple[Entry, bytes | OSError]]:
+        """Every entry, or those at `paths`, once, in the cheapest order, with its bytes or what kept them from us."""
+        entries = {entry.path: entry for entry in self.entries if paths is None or entry.path in paths}
         for path, data in self.store.read(entries):
             yield entries[path], data
 
@@ -98,26 +98,54 @@ def open_folder(path: Path, params: DataParams, seed: int, name: str | None = No
     """
     key = {"folder": "data.path", "kaggle": "data.kaggle", "sample": "data.sample"}[params.source]
     store = _open_store(path, key)
-    manifest, own = _manifest(store, None if params.source == "sample" else params.manifest)
+    if params.manifest and params.source != "sample":
+        manifest, own = _named_manifest(params.manifest), None
+    else:
+        manifest, own = _own_manifest(store, "data.manifest")
+    images, ignored = _images(store, own, path, key)
+    found = catalog(images, params, seed, root=_without_suffix(path), manifest=manifest, key=key)
+    return _source(name or _name(store, path), store, found, ignored)
+
+
+def open_test_set(path: Path, real_class: str, key: str) -> Source:
+    """List the images of a further test set, all of them in the split "test"; see `splits.catalog_test_set`.
+
+    Args:
+        path: a folder or archive; a manifest.csv of its own gives groups and attributes.
+        real_class: the folder of the real images, in any letter case; every folder beside it holds fakes.
+        key: the parameter that names the set, for messages.
+
+    Raises:
+        UserError: it cannot be read, or holds no real class.
+    """
+    store = _open_store(path, key)
+    manifest, own = _own_manifest(store, key)
+    images, ignored = _images(store, own, path, key)
+    found = catalog_test_set(images, real_class, root=_without_suffix(path), manifest=manifest, key=key)
+    return _source(_name(store, path), store, found, ignored)
+
+
+def _source(name: str, store: Store, found: Catalog, ignored: Counter[str]) -> Source:
+    left_out = dict(sorted((+(ignored + found.ignored)).items()))
+    return Source(name, found.entries, found.classes, left_out, found.ungrouped, store)
+
+
+def _name(store: Store, path: Path) -> str:
+    return f"{'folder' if isinstance(store, Folder) else 'archive'} {clean_path(path.name)}"
+
+
+def _images(store: Store, manifest: str | None, path: Path, key: str) -> tuple[list[str], Counter[str]]:
+    """The images' paths, and how many other files there are, by the reason to ignore them."""
     images, ignored = [], Counter(store.ignored)
     for file in store.files:
         if reason := _reason_to_ignore(file):
-            ignored[reason] += file != own
+            ignored[reason] += file != manifest
         else:
             images.append(file)
     if not images:
         left_out = ", ".join(f"{count:,} {reason}" for reason, count in sorted((+ignored).items()))
         raise UserError(f"{key}: there are no images in {path} ({left_out or 'it is empty'}); name another place")
-    found = catalog(images, params, seed, root=_without_suffix(path), manifest=manifest, key=key)
-    kind = "folder" if isinstance(store, Folder) else "archive"
-    return Source(
-        name or f"{kind} {clean_path(path.name)}",
-        found.entries,
-        found.classes,
-        dict(sorted((+(ignored + found.ignored)).items())),
-        found.ungrouped,
-        store,
-    )
+    return images, ignored
 
 
 # ---- stores ------------------------------------------------------------------------------------------------
@@ -234,7 +262,11 @@ class Tar:
         return gzip.open(self.path) if packed else open(self.path, "rb")
 
     def read(self, paths: Collection[str]) -> Iterator[tuple[str, bytes | OSError]]:
-        with self._open() as stream:
+        try:
+            stream = self._open()
+        except OSError as error:  # it was there when it was listed
+            raise UserError(f"{self.path}: cannot be read any more: {error.strerror}; run again") from None
+        with stream:
             for path in sorted(paths, key=lambda path: self.files[path]):
                 yield path, _attempt(self._read, stream, *self.files[path])
 
@@ -294,24 +326,26 @@ def _reason_to_ignore(path: str) -> str | None:
     return None
 
 
-def _manifest(store: Store, named: str | None) -> tuple[Manifest | None, str | None]:
-    """The manifest, and which of the store's files it is, if any.
+def _named_manifest(named: str) -> Manifest:
+    path = existing_path("data.manifest", named)
+    try:
+        return parse_manifest(path.read_bytes(), named)
+    except OSError as error:
+        raise UserError(f"data.manifest: cannot read {named}: {error.strerror}; name a CSV file") from None
 
-    Without a name it is manifest.csv at the root, or in the one folder that an archive wraps everything in.
+
+def _own_manifest(store: Store, key: str) -> tuple[Manifest | None, str | None]:
+    """The store's manifest, if it has one, and which of its files that is.
+
+    It is manifest.csv at the root, or in the one folder that an archive wraps everything in.
     """
-    if named:
-        path = existing_path("data.manifest", named)
-        try:
-            return parse_manifest(path.read_bytes(), named), None
-        except OSError as error:
-            raise UserError(f"data.manifest: cannot read {named}: {error.strerror}; name a CSV file") from None
     tops = {path.split("/", 1)[0] for path in store.files}
     for path in (MANIFEST, f"{min(tops)}/{MANIFEST}" if len(tops) == 1 else MANIFEST):
         if path in store.files:
             [(_, data)] = store.read([path])
             if isinstance(data, OSError):
-                raise UserError(f"data.manifest: cannot read {path} in the data: {data}; mend or remove it")
-            return parse_manifest(data, f"{path} in the data"), path
+                raise UserError(f"{key}: cannot read {path} in the data: {data}; mend or remove it")
+            return parse_manifest(data, f"{path} in the data", key), path
     return None, None
 
 

@@ -120,8 +120,46 @@ def catalog(
         sorted(entries, key=lambda entry: entry.path),
         classes,
         +ignored,
-        sum(not (entry.path in rows and rows[entry.path].group) for entry in entries),
+        _ungrouped(entries, rows),
     )
+
+
+def catalog_test_set(
+    paths: Collection[str], real_class: str, *, root: str, manifest: Manifest | None, key: str
+) -> Catalog:
+    """Give every image of a further test set its class and group; all of them are in the split "test".
+
+    Split folders do not count, wherever they stand: Train/Real, Real/Test and Real are one class. The folder
+    called `real_class` holds the real images, the folders beside it fakes, of as many classes as there are.
+
+    Args:
+        paths, root, manifest, key: as for `catalog`.
+        real_class: in any letter case.
+
+    Raises:
+        UserError: no image lies in a class folder, or none in one called `real_class`.
+    """
+    real = real_class.strip().lower()
+    rows = match_rows(manifest, paths, root, key) if manifest else {}
+    entries, ignored = _place(paths, rows, real, key, within_splits=False)
+    kinds = {entry.kind for entry in entries}
+    if not kinds:
+        raise _no_class(ignored, key)
+    if real not in kinds:
+        raise UserError(
+            f"{key}: no folder with images in {root} is called {real} (found {_some(sorted(kinds))}); "
+            "rename the folder of the real images"
+        )
+    return Catalog(
+        sorted((replace(entry, split="test") for entry in entries), key=lambda entry: entry.path),
+        [real, *sorted(kinds - {real})],
+        +ignored,
+        _ungrouped(entries, rows),
+    )
+
+
+def _ungrouped(entries: list[Entry], rows: Mapping[str, Row]) -> int:
+    return sum(not (entry.path in rows and rows[entry.path].group) for entry in entries)
 
 
 # ---- folders -----------------------------------------------------------------------------------------------
@@ -199,16 +237,29 @@ def read_layout(images_in: Mapping[Folders, int], real: str, key: str) -> dict[F
     return {folders: best["class"][folders] for folders in fits["class"]}
 
 
-def _place(paths: Collection[str], rows: Mapping[str, Row], real: str, key: str) -> tuple[list[Entry], Counter[str]]:
-    """Entries as folders and rows have them; the split is "" where neither gives one."""
+def _place(
+    paths: Collection[str], rows: Mapping[str, Row], real: str, key: str, within_splits: bool = True
+) -> tuple[list[Entry], Counter[str]]:
+    """Entries as folders and rows have them; the split is "" where neither gives one.
+
+    With `within_splits` a class is a class of one split; else the classes stand where they would without the
+    split folders.
+    """
+
+    def class_folders(folders: Folders) -> Folders:
+        return folders if within_splits else tuple(folder for folder in folders if not split_name(folder))
+
     images_in = Counter(tuple(path.split("/")[:-1]) for path in paths)
-    layout = read_layout(images_in, real, key)
+    classes_in: Counter[Folders] = Counter()
+    for folders, images in images_in.items():
+        classes_in[class_folders(folders)] += images
+    found = read_layout(classes_in, real, key)
+    layout = {folders: found[class_folders(folders)] for folders in images_in if class_folders(folders) in found}
     if any(row.kind for row in rows.values()) and real not in {reading.kind for reading in layout.values()}:
         # Folders that are not named after classes; the last one that is named after a split still counts.
-        layout = {
-            folders: Reading("manifest", (), next(filter(None, map(split_name, reversed(folders))), None), "")
-            for folders in images_in
-        }
+        layout = {folders: Reading("manifest", (), _innermost_split(folders), "") for folders in images_in}
+    elif not within_splits:
+        layout = {folders: read._replace(split=_innermost_split(folders)) for folders, read in layout.items()}
     nothing = Row("", "", "", {})
     entries, ignored = [], Counter()
     for path in paths:
@@ -225,11 +276,15 @@ def _place(paths: Collection[str], rows: Mapping[str, Row], real: str, key: str)
     return entries, ignored
 
 
+def _innermost_split(folders: Folders) -> str | None:
+    return next(filter(None, map(split_name, reversed(folders))), None)
+
+
 # ---- manifest ----------------------------------------------------------------------------------------------
 
 
-def parse_manifest(data: bytes, name: str) -> Manifest:
-    """Read a CSV file with a header, `path` and `group` among its columns.
+def parse_manifest(data: bytes, name: str, key: str = "data.manifest") -> Manifest:
+    """Read a CSV file with a header, `path` and `group` among its columns; messages name the parameter `key`.
 
     Raises:
         UserError: a column is missing, a path stands twice, or a split has a name that none can have.
@@ -242,8 +297,7 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
         for needed in ("path", "group"):
             if needed not in columns:
                 raise UserError(
-                    f"data.manifest: {name} has no column {needed} (it has: {_some(columns)}); "
-                    "add it, or name another file"
+                    f"{key}: {name} has no column {needed} (it has: {_some(columns)}); add it, or name another file"
                 )
         extras = [column for column in columns if column and column not in NOT_ATTRIBUTES]
         for line in lines:
@@ -254,20 +308,20 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
             split = split_name(said) or ""
             if said and not split:
                 raise UserError(
-                    f"data.manifest: {name}: {path} has the split {_printable(said)}; "
+                    f"{key}: {name}: {path} has the split {_printable(said)}; "
                     "it must be train, validation, test or test_<name>"
                 )
             attributes = {column: _printable(cells[column]) for column in extras}
             row = Row(_printable(cells["group"]), split, _printable(cells.get("class", "").lower()), attributes)
             if rows.setdefault(path, row) != row:
-                raise UserError(f"data.manifest: {name}: {path} stands twice with different values; keep one row")
+                raise UserError(f"{key}: {name}: {path} stands twice with different values; keep one row")
     except csv.Error as error:
-        raise UserError(f"data.manifest: {name} is not a CSV file: {error}; mend it or name another file") from None
+        raise UserError(f"{key}: {name} is not a CSV file: {error}; mend it or name another file") from None
     return Manifest(name, rows)
 
 
-def match_rows(manifest: Manifest, paths: Collection[str], root: str) -> dict[str, Row]:
-    """The manifest's row of every path it names.
+def match_rows(manifest: Manifest, paths: Collection[str], root: str, key: str = "data.manifest") -> dict[str, Row]:
+    """The manifest's row of every path it names; messages name the parameter `key`.
 
     A manifest may have been written for a folder further up (its paths then carry a prefix, and rows for
     that folder's other data sets stand beside) or further down. The prefix that `root` ends with is the one
@@ -280,14 +334,14 @@ def match_rows(manifest: Manifest, paths: Collection[str], root: str) -> dict[st
     above = _prefixes(manifest.rows, paths)
     agreeing = [prefix for prefix in above if f"{root.rstrip('/')}/".endswith(f"/{prefix}") or not prefix]
     if agreeing or above:
-        prefix = max(agreeing, key=len) if agreeing else _only(above, manifest.name)
+        prefix = max(agreeing, key=len) if agreeing else _only(above, manifest.name, key)
         return {path: manifest.rows[prefix + path] for path in paths if prefix + path in manifest.rows}
     if below := _prefixes(paths, manifest.rows):
-        prefix = _only(below, manifest.name)
+        prefix = _only(below, manifest.name, key)
         return {prefix + path: row for path, row in manifest.rows.items() if prefix + path in paths}
     if paths:
         raise UserError(
-            f"data.manifest: none of the {len(manifest.rows):,} paths in {manifest.name} names an image of "
+            f"{key}: none of the {len(manifest.rows):,} paths in {manifest.name} names an image of "
             f"the data (its first is {next(iter(manifest.rows), 'missing')}, an image is {min(paths)}); "
             "write paths relative to the data folder"
         )
@@ -308,10 +362,10 @@ def _prefixes(long: Collection[str], short: Collection[str]) -> Counter[str]:
     return found
 
 
-def _only(prefixes: Counter[str], name: str) -> str:
+def _only(prefixes: Counter[str], name: str, key: str) -> str:
     if len(prefixes) > 1:
         raise UserError(
-            f"data.manifest: rows of {name} fit the images in more than one way ({_some(sorted(prefixes))}); "
+            f"{key}: rows of {name} fit the images in more than one way ({_some(sorted(prefixes))}); "
             "write a manifest with paths relative to the data folder"
         )
     return next(iter(prefixes))
@@ -400,10 +454,7 @@ def _classes(entries: list[Entry], ignored: Counter[str], real: str, key: str) -
     found = Counter(entry.kind for entry in entries)
     others = sorted(found.keys() - {real})
     if not found:
-        raise UserError(
-            f"{key}: the {ignored[NO_CLASS]:,} images lie in no class folder; "
-            "they must lie in {Train,Validation,Test}/{Real,Fake} or in {Real,Fake}"
-        )
+        raise _no_class(ignored, key)
     if real not in found:
         raise UserError(
             f"data.real_class: no folder with images is called {real} (found {_some(others)}); "
@@ -417,6 +468,13 @@ def _classes(entries: list[Entry], ignored: Counter[str], real: str, key: str) -
             f"({amounts}{left_out}); move or rename the folders"
         )
     return [real, *others]
+
+
+def _no_class(ignored: Counter[str], key: str) -> UserError:
+    return UserError(
+        f"{key}: the {ignored[NO_CLASS]:,} images lie in no class folder; "
+        "they must lie in {Train,Validation,Test}/{Real,Fake} or in {Real,Fake}"
+    )
 
 
 def _check_splits(entries: list[Entry], classes: list[str], key: str) -> None:

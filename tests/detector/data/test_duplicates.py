@@ -17,6 +17,7 @@ from detector.data.duplicates import (
     find_duplicates,
     fingerprint,
     resolve,
+    resolve_test_set,
     summary,
 )
 
@@ -296,3 +297,33 @@ def test_summary_reads_in_order_of_weight():
     assert [example["paths"] for example in account["examples"]] == [["a", "d"], ["f", "g"], ["e", "f"]]
     assert account["examples"][0]["kind"] == "exact"
     assert account["clusters"] == 3 and account["largest_cluster"] == 3
+
+
+def test_a_fake_may_look_like_the_image_of_its_own_group_unless_it_is_that_very_image():
+    found = made(4, exact=[(0, 1)], near=[(2, 3, 0.01)])
+    places, labels = ["train"] * 4, ["real", "fake"] * 2
+    assert resolve(found, places, labels, groups=["a", "a", "b", "b"]).reason.tolist() == ["conflict"] * 2 + [""] * 2
+    assert resolve(found, places, labels, groups=["a", "a", "b", "c"]).reason.tolist() == ["conflict"] * 4
+
+
+@settings(deadline=None)
+@given(cases(), st.data())
+def test_a_further_test_set_agrees_with_comparing_all_with_all(case, data):
+    found, _, labels = case
+    trained = data.draw(st.integers(0, len(labels) - 1))
+    size = len(labels) - trained
+    groups = [None] * trained + data.draw(st.lists(st.integers(0, 2), min_size=size, max_size=size))
+    reason = [""] * len(labels)
+    for i, j in image_pairs(found):
+        if i >= trained > j:
+            reason[i] = "leak"
+    group_of = [groups[k] for k in found.first]  # of those with equal pixels, the first stands for all
+    for i, j in image_pairs(found, SAME):
+        one_picture = found.first[i] == found.first[j] or group_of[i] != group_of[j]
+        if min(i, j) >= trained and labels[i] != labels[j] and one_picture:
+            reason[i] = "conflict"
+    resolution = resolve_test_set(found, trained, labels[trained:], groups[trained:])
+    assert resolution.reason.tolist() == reason[trained:]
+    for i in np.flatnonzero(~resolution.keep):
+        partner = resolution.partner[i] + (trained if resolution.reason[i] == "conflict" else 0)
+        assert (i + trained, partner) in image_pairs(found)

@@ -17,7 +17,7 @@ import pytest
 
 import detector
 from detector.data import sources
-from detector.data.sources import Folder, Tar, Zip, open_folder, open_source
+from detector.data.sources import Folder, Tar, Zip, open_folder, open_source, open_test_set
 from detector.errors import UserError
 from detector.params import DataParams, load_params
 
@@ -516,3 +516,120 @@ def test_kagglehub_is_not_loaded_for_other_sources(tmp_path):
     )
     root = Path(detector.__file__).parent.parent
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+
+
+# ---- further test sets -------------------------------------------------------------------------------------
+
+KEY = "evaluate.extra_sets"
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(
+    "places",
+    [
+        ["Real", "Fake"],
+        ["some/where/REAL", "some/where/fake"],
+        ["Train/Real", "Train/Fake", "Test/Real", "Test/Fake"],
+        ["Train/Real", "TEST/fake"],  # each split one class
+        ["Test/Real", "Test/Fake", "Real", "Fake"],  # some in split folders, some not
+        ["Real/val", "Real/test", "Fake/val"],
+        ["Real/person 1", "Fake/person 1/take 2"],
+        ["Test-Fog/Real", "Test-Fog/Fake"],
+        ["test/data/Real", "test/data/Fake"],
+    ],
+    ids=str,
+)
+def test_every_image_of_a_further_test_set_counts(tmp_path, form, places):
+    files = {f"{place}/{i}.jpg": f"{place} {i}".encode() for place in places for i in range(2)}
+    source = open_test_set(make(tmp_path, files, form), "Real", KEY)
+    assert content(source) == files and not source.ignored
+    assert [entry.path for entry in source.entries] == sorted(files)
+    assert source.classes == ["real", "fake"]
+    for entry in source.entries:
+        assert entry.split == "test" and entry.kind == ("real" if "real" in entry.path.lower() else "fake")
+
+
+def test_a_further_test_set_has_any_number_of_fake_classes(tmp_path):
+    files = {f"{kind}/1.jpg": b"" for kind in ("Originals", "Swap", "GAN")}
+    source = open_test_set(make(tmp_path, files), " originals ", KEY)
+    assert source.classes == ["originals", "gan", "swap"]
+    one = open_test_set(make(tmp_path / "one", {"Originals/1.jpg": b""}), "originals", KEY)
+    assert one.classes == ["originals"]
+
+
+def test_images_beside_no_real_folder_are_counted_as_ignored(tmp_path):
+    files = {"a/Real/1.jpg": b"", "a/Fake/2.jpg": b"", "b/3.jpg": b"", "notes.txt": b""}
+    source = open_test_set(make(tmp_path, files), "real", KEY)
+    assert len(source.entries) == 2
+    assert source.ignored == {"files without an image extension": 1, "images in no class folder": 1}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_further_test_sets_own_manifest_gives_groups_and_attributes(tmp_path, form):
+    rows = b"path,group,age\nTrain/Real/1.jpg,ann,7\nTest/Real/1.jpg,ann,8\nTest/Fake/1.jpg,bob,\n"
+    files = {"Train/Real/1.jpg": b"1", "Test/Real/1.jpg": b"2", "Test/Fake/1.jpg": b"3", "manifest.csv": rows}
+    source = open_test_set(make(tmp_path, files, form), "real", KEY)
+    assert not source.ignored and source.ungrouped == 0
+    # The names of groups are good within a split alone, here as in training data.
+    assert {entry.path: (entry.group, entry.attributes["age"]) for entry in source.entries} == {
+        "Test/Fake/1.jpg": ("test/bob", ""),
+        "Test/Real/1.jpg": ("test/ann", "8"),
+        "Train/Real/1.jpg": ("train/ann", "7"),
+    }
+
+
+def test_a_further_test_sets_classes_may_come_from_its_manifest(tmp_path):
+    rows = b"path,group,class\nimages/1.jpg,a,Real\nimages/2.jpg,b,Swap\n"
+    source = open_test_set(
+        make(tmp_path, {"images/1.jpg": b"", "images/2.jpg": b"", "manifest.csv": rows}), "real", KEY
+    )
+    assert {entry.path: entry.kind for entry in source.entries} == {"images/1.jpg": "real", "images/2.jpg": "swap"}
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"notes.txt": b""}, "there are no images in"),
+        ({"1.jpg": b""}, "lie in no class folder"),
+        ({"Fake/1.jpg": b"", "Genuine/1.jpg": b""}, "is called real (found fake, genuine)"),
+        ({"Real/1.jpg": b"", "manifest.csv": b"path\nReal/1.jpg"}, "no column group"),
+        ({"Real/1.jpg": b"", "manifest.csv": b"path,group\nOther/1.jpg,a"}, "names an image of the data"),
+        ({"Real/1.jpg": b"", "manifest.csv": b"path,group,split\nReal/1.jpg,a,mine"}, "has the split mine"),
+        ({"Real/1.jpg": b"", "manifest.csv": b"path,group\nReal/1.jpg,a\nReal/1.jpg,b"}, "stands twice"),
+    ],
+)
+def test_what_is_wrong_with_a_further_test_set_is_one_line_that_names_its_key(tmp_path, files, words):
+    with pytest.raises(UserError) as refused:
+        open_test_set(make(tmp_path, files), "real", KEY)
+    assert str(refused.value).startswith(f"{KEY}: ") and words in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_further_test_set_that_is_no_archive_is_refused(tmp_path):
+    (tmp_path / "faces.zip").write_bytes(b"PK no zip")
+    with pytest.raises(UserError, match=rf"{KEY}: the archive .*faces.zip is damaged"):
+        open_test_set(tmp_path / "faces.zip", "real", KEY)
+
+
+# ---- reading a second time ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_some_of_the_images_can_be_read_again(tmp_path, form):
+    source = opened(make(tmp_path, IMAGES, form))
+    wanted = sorted(IMAGES)[::5]
+    read = list(source.read(set(wanted)))
+    assert {entry.path: data for entry, data in read} == {path: IMAGES[path] for path in wanted}
+    assert len(read) == len(wanted) and not list(source.read([]))
+
+
+@pytest.mark.parametrize("form", ["folder", "tar", "tgz"])
+def test_what_vanishes_between_two_readings_is_no_traceback(tmp_path, form):
+    path = make(tmp_path, IMAGES, form)
+    source = opened(path)
+    path.rename(tmp_path / "elsewhere")
+    if form == "folder":  # file by file
+        assert all(isinstance(data, OSError) for data in content(source).values())
+    else:
+        with pytest.raises(UserError, match="cannot be read any more"):
+            content(source)

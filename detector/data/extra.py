@@ -1,0 +1,60 @@
+"""Further test sets: folders or archives from elsewhere that are never trained on, to see what carries over."""
+
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from detector.data.ingest import ingest_test_set, replaced_folder
+from detector.data.shards import read_manifest
+from detector.data.sources import open_test_set
+from detector.errors import UserError
+from detector.params import Params
+from detector.paths import existing_path
+
+KEY = "evaluate.extra_sets"
+
+
+def write_extra_sets(params: Params, prepared: Path, folder: Path) -> dict[str, dict[str, int]]:
+    """Write each of `evaluate.extra_sets` into a folder of its own below `folder`, which is replaced.
+
+    Args:
+        prepared: the data that the model was trained on; what stands there, too, is no test of transfer.
+
+    Returns:
+        By the set's name: how many images were set aside, and how many were seen in training.
+
+    Raises:
+        UserError: one of them is not there, holds no image to score, or two would bear one name.
+    """
+    places = [existing_path(KEY, value) for value in params.evaluate.extra_sets]
+    names = set_names(places, taken=read_manifest(prepared)["split"].unique())
+    facts = {}
+    with replaced_folder(folder) as part:
+        for name, place in zip(names, places, strict=True):
+            (part / name).mkdir()
+            source = open_test_set(place, params.data.real_class, KEY)
+            found = ingest_test_set(source, part / name, name, params.data.max_side, prepared, params.data.duplicates)
+            facts[name] = {
+                "set_aside": found["set_aside"]["images"],
+                "seen_in_training": found["seen_in_training"],
+            }
+    return facts
+
+
+def set_names(places: Sequence[Path], taken: Collection[str]) -> list[str]:
+    """A name for each place, good in a file's name: its own, with its folder's before it where that is taken.
+
+    Raises:
+        UserError: two places would still bear one name.
+    """
+    names: list[str] = []
+    for place in places:
+        own = place.name if place.is_dir() else re.sub(r"(\.tar)?\.\w+$", "", place.name)
+        for parts in ([own], [place.parent.name, own], [place.parent.parent.name, place.parent.name, own]):
+            name = re.sub(r"[^\w.-]+", "_", "-".join(filter(None, parts))).strip("._-")
+            if name and name.lower() not in {other.lower() for other in [*names, *taken]}:
+                names.append(name)
+                break
+        else:
+            raise UserError(f"{KEY}: {place} would be called like another test set; rename it or name it once")
+    return names

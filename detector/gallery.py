@@ -1,0 +1,163 @@
+"""Which pictures a run gets, drawn by `detector.figures` from the files that the stages wrote."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from scipy.special import logit
+
+from detector import figures, scoring
+from detector.calibration import Calibration
+from detector.data.decode import decode
+from detector.data.sample import read_mask
+from detector.data.shards import ShardReader, read_manifest
+
+SHEET_COLUMNS = 8
+MISTAKES = 12
+
+
+def training(history: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
+    """Name and figure of each picture of the training; `history` has a row an epoch."""
+    yield "accuracy", figures.accuracy_curve(history)
+    yield "loss", figures.loss_curve(history)
+
+
+def evaluation(
+    metrics: Mapping[str, Mapping], predictions: pd.DataFrame, ladder: pd.DataFrame, calibration: Calibration, seed: int
+) -> Iterator[tuple[str, Figure]]:
+    """Name and figure of each picture of the evaluation that shows no image.
+
+    Args:
+        metrics: metrics/evaluate.json. predictions, ladder: the tables beside it, as they are.
+        seed: of the resamples behind the bands.
+    """
+    sets = {name: rows for name, rows in predictions.groupby("set", sort=False)}
+    curves = {name: (rows["label"].to_numpy(), rows["p_fake"].to_numpy()) for name, rows in sets.items()}
+    groups = {name: rows["group"].tolist() for name, rows in sets.items()}
+    for name, draw, band in (
+        ("roc", figures.roc, scoring.roc_band),
+        ("precision_recall", figures.precision_recall, scoring.pr_band),
+    ):
+        bands = {key: band(*curve, groups[key], seed=seed) for key, curve in curves.items()}
+        yield name, draw(curves, calibration.threshold, {key: found for key, found in bands.items() if found})
+
+    for name, (labels, p_fake) in curves.items():
+        found = metrics[name]
+        classes = list(found["per_class"])
+        counts = [[found["confusion"][true][called] for called in classes] for true in classes]
+        yield f"confusion_matrix_{name}", figures.confusion_matrix(counts, classes, f"What was called what: {name}")
+        yield (
+            f"classification_report_{name}",
+            figures.classification_report(found["per_class"], found, f"How well each class is recognised: {name}"),
+        )
+        before = scoring.reliability(labels, sets[name]["p_fake_uncalibrated"].to_numpy())
+        after = scoring.reliability(labels, p_fake)
+        yield f"reliability_{name}", figures.reliability(before, after, f"Does P(fake) mean what it says? {name}")
+        yield (
+            f"scores_{name}",
+            figures.score_histogram(
+                labels, p_fake, calibration.threshold, calibration.unsure, f"Scores of real and of fake images: {name}"
+            ),
+        )
+        curve, selective = scoring.risk_coverage(labels, p_fake, calibration.threshold), found["selective"]
+        operating = (selective["coverage"], selective["error_outside"])
+        yield (
+            f"risk_coverage_{name}",
+            figures.risk_coverage(
+                curve["coverage"],
+                curve["risk"],
+                None if None in operating else operating,
+                f"Fewer errors when unsure images are left to a person: {name}",
+            ),
+        )
+    if len(ladder):
+        yield "robustness_ladder", figures.robustness_ladder(ladder)
+
+
+def images(
+    places: Mapping[str, Path],
+    predictions: pd.DataFrame,
+    classes: Sequence[str],
+    threshold: float,
+    count: int,
+    seed: int,
+) -> Iterator[tuple[str, Figure]]:
+    """Name and figure of each picture that shows test images: random ones, and the surest mistakes of each set.
+
+    Args:
+        places: test set -> the folder with its shards. count: random images a set.
+    """
+
+    def stored(name: str, rows: pd.DataFrame) -> list[np.ndarray]:
+        manifest = read_manifest(places[name])
+        manifest = manifest[manifest["split"] == name].set_index("path").loc[rows["path"]].reset_index()
+        return list(ShardReader(places[name], manifest).images())
+
+    for name, rows in predictions.groupby("set", sort=False):
+        drawn = rows.sample(min(count, len(rows)), random_state=seed)
+        yield (
+            f"predictions_{name}",
+            figures.prediction_grid(
+                stored(name, drawn), drawn["label"].tolist(), drawn["p_fake"].tolist(), threshold, classes,
+                f"Random images of {name}",
+            ),
+        )  # fmt: skip
+        # How sure a call is, is its distance from the threshold in logits, as in `scoring.risk_coverage`.
+        low, high = scoring.EPSILON, 1 - scoring.EPSILON
+        sure = np.abs(logit(rows["p_fake"].clip(low, high)) - logit(np.clip(threshold, low, high)))
+        rows = rows.assign(called=(rows["p_fake"] >= threshold).astype(int), sure=sure)
+        wrong = rows[rows["called"] != rows["label"]]
+        worst = wrong.sort_values("sure", ascending=False, kind="stable").head(MISTAKES)
+        captions = [
+            f"is {classes[row.label]}, called {classes[row.called]}\nP(fake) {row.p_fake:.3f}"
+            for row in worst.itertuples()
+        ]
+        yield f"mistakes_{name}", figures.mistakes(stored(name, worst), captions, f"The surest mistakes: {name}")
+
+
+def duplicates(examples: Sequence[Mapping], folder: Path) -> Figure:
+    """Pairs of images that are one and the same, as prepare found them.
+
+    Args:
+        examples: of metrics/data.json. folder: where prepare kept the files they name.
+    """
+
+    def side(example: Mapping, at: int) -> tuple[np.ndarray, str]:
+        caption = f"{example['paths'][at]}\n{example['splits'][at]}, {example['classes'][at]}"
+        return decode((folder / example["files"][at]).read_bytes()), caption
+
+    exact = sum(example["kind"] == "exact" for example in examples)
+    return figures.duplicate_pairs(
+        [(side(example, 0), side(example, 1)) for example in examples],
+        subtitle=f"The worst {len(examples)} pairs, by what they are: {exact} with equal pixels, "
+        f"{len(examples) - exact} re-encoded, resized or otherwise altered.",
+    )
+
+
+def sample_sheet(prepared: Path) -> Figure:
+    """A sheet of the drawn sample: real, fake with the forged region outlined, and test images clean and perturbed."""
+    manifest = read_manifest(prepared)
+
+    def first(split: str, kind: str, outline: bool) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        rows = manifest[(manifest["split"] == split) & (manifest["class"] == kind)].drop_duplicates("group")
+        rows = rows.head(SHEET_COLUMNS)
+        images = list(ShardReader(prepared, rows).images())
+        if not outline:
+            return [(image, None) for image in images]
+        masks = [read_mask(prepared / "sample", path) for path in rows["path"]]
+        return [(image, cv2.resize(mask, image.shape[1::-1])) for image, mask in zip(images, masks, strict=True)]
+
+    return figures.sample_sheet(
+        {
+            "Train, real": first("train", "real", outline=False),
+            "Train, fake": first("train", "fake", outline=False),
+            "Train, the same fakes with the forged region outlined": first("train", "fake", outline=True),
+            "Test, clean": first("test", "fake", outline=False),
+            "Test, the same images perturbed": first("test_perturbed", "fake", outline=False),
+        },
+        title="The drawn sample",
+        subtitle="Nobody's face: every portrait is drawn, every fake is a drawn face swapped into another portrait.",
+    )
