@@ -182,7 +182,7 @@ def _folds(y: np.ndarray, codes: np.ndarray, rng: np.random.Generator) -> list[t
     """Return the (fit, test) indices of folds that keep groups whole and have both classes on both sides."""
     from sklearn.model_selection import StratifiedGroupKFold
 
-    if min(np.sum(y == 0), np.sum(y == 1)) < FOLDS:
+    if min(len(np.unique(codes[y == label])) for label in (0, 1)) < FOLDS:
         return []
     deal = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=int(rng.integers(2**31)))
     return [
