@@ -11,9 +11,10 @@ class UserError(Exception):
 
 
 def exit_on_user_error(main: Callable[[], None]) -> None:
-    """Run `main`; a `UserError` becomes its one line on standard error and exit code 2, Ctrl-C exit code 130, a closed pipe 141.
+    """Run `main`; a `UserError` becomes its one line on standard error and exit code 2.
 
-    SIGTERM ends it as an exception would, so that nothing half-written stays behind.
+    Ctrl-C gives exit code 130, a closed pipe 141. SIGTERM ends it as an exception would, so that nothing half-written
+    stays behind.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

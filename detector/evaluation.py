@@ -210,7 +210,8 @@ def stress_summary(ladder: pd.DataFrame) -> dict[str, object]:
     """The ladder in a few numbers: images, and the mean AUC and accuracy undamaged and over each arm's rungs."""
     arms = {"undamaged": "", "generic": "generic", "matched": "matched"}
     means = {name: ladder.loc[ladder["arm"] == arm, ["auc", "accuracy"]].mean() for name, arm in arms.items()}
-    return {"images": int(ladder["n"].iloc[0]), **{name: mean.to_dict() for name, mean in means.items()}}
+    known = {name: mean.astype(object).where(mean.notna(), None).to_dict() for name, mean in means.items()}
+    return {"images": int(ladder["n"].iloc[0]), **known}
 
 
 def _part(rows: pd.DataFrame, at_most: int, seed: int) -> pd.DataFrame:

@@ -10,12 +10,13 @@ from detector.data.sources import open_test_set
 from detector.errors import UserError
 from detector.params import Params
 from detector.paths import existing_path
+from detector.results import write_json
 
 KEY = "evaluate.extra_sets"
 
 
 def write_extra_sets(params: Params, prepared: Path, folder: Path) -> dict[str, dict[str, int]]:
-    """Write each of `evaluate.extra_sets` into a folder of its own below `folder`, which is replaced.
+    """Write each of `evaluate.extra_sets` into a folder of its own below `folder`, which is replaced, and sets.json.
 
     Args:
         prepared: the data that the model was trained on; what stands there, too, is no test of transfer.
@@ -28,17 +29,19 @@ def write_extra_sets(params: Params, prepared: Path, folder: Path) -> dict[str, 
     """
     places = [existing_path(KEY, value) for value in params.evaluate.extra_sets]
     names = set_names(places, taken=read_manifest(prepared)["split"].unique())
-    facts = {}
+    summaries = {}
     with replaced_folder(folder) as part:
         for name, place in zip(names, places, strict=True):
             (part / name).mkdir()
             source = open_test_set(place, params.data.real_class, KEY)
-            found = ingest_test_set(source, part / name, name, params.data.max_side, prepared, params.data.duplicates)
-            facts[name] = {
-                "set_aside": found["set_aside"]["images"],
-                "seen_in_training": found["seen_in_training"],
-            }
-    return facts
+            summaries[name] = ingest_test_set(
+                source, part / name, name, params.data.max_side, prepared, params.data.duplicates
+            )
+        write_json(part / "sets.json", summaries)
+    return {
+        name: {"set_aside": found["set_aside"]["images"], "seen_in_training": found["seen_in_training"]}
+        for name, found in summaries.items()
+    }
 
 
 def set_names(places: Sequence[Path], taken: Collection[str]) -> list[str]:

@@ -242,3 +242,11 @@ def test_the_summary_is_the_mean_of_each_arm(network):
     names = [name for name, corruption in CORRUPTIONS.items() if corruption.arm == "matched"]
     assert found["matched"]["auc"] == pytest.approx(np.mean(ladder["auc"][ladder["name"].isin(names)]))
     assert found["undamaged"]["accuracy"] == ladder["accuracy"][0]
+
+
+def test_the_summary_of_one_class_has_no_auc(network):
+    rows = rows_of(40)
+    ladder = stress_ladder(rows[rows["label"] == 1], network, UNCALIBRATED, images=4, seed=2)
+    found = stress_summary(ladder)
+    assert found["generic"]["auc"] is None and 0 <= found["generic"]["accuracy"] <= 1
+    assert isinstance(found["generic"]["accuracy"], float)

@@ -188,6 +188,13 @@ def test_what_cannot_be_told_is_none():
     assert set(found["from_train"]["thumbnail"].values()) == {None} and found["warnings"] == []
 
 
+@pytest.mark.parametrize("sources", [1, 2, 3, 4])
+def test_images_of_too_few_sources_cannot_be_told(sources):
+    features, labels, splits = drawn({"train": 60, "test": 60})
+    found = audit(features, labels, splits, [f"{split}{i % sources}" for i, split in enumerate(splits)])
+    assert set(found["within"]["file_size"].values()) == {None} and found["warnings"] == []
+
+
 def test_without_a_train_split_only_the_splits_themselves_are_looked_at():
     features, labels, _ = drawn({"test": 80})
     features["file_size"][labels == 1] *= 5

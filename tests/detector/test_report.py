@@ -1,0 +1,492 @@
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from detector import calibration, scoring
+from detector.report import accused_in_words, missed_in_words, odds, render, worth_of_a_call
+
+VOID = {"meta", "link", "img", "input"}
+HOSTILE = "<script>alert('x')</script>\" onload=\"&amp;\u202e{{ 7 * 7 }}\x00"
+
+
+class Page(HTMLParser):
+    """What a browser would read; fails on tags that do not match."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags, self.open, self.words, self.attributes = [], [], [], []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.attributes += [value for _, value in attrs if value]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag not in ("a", "strong"):
+            self.words.append(" ")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not {"style", "script"} & set(self.open):
+            self.words.append(data)
+
+    def all(self, tag: str) -> list[dict]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.words).replace("\u00a0", " ").split())
+
+
+def metrics(n_real: int, n_fake: int, accused: int, missed: int, n: int = 100, **more) -> dict:
+    """What evaluate.json holds of a set in which so many real and fake images are called wrong; groups of two."""
+    labels = np.repeat([0, 1], [n_real, n_fake])
+    p = np.concatenate([np.linspace(0.05, 0.3, n_real), np.linspace(0.7, 0.95, n_fake)])
+    p[:accused] = 0.8
+    p[n_real : n_real + missed] = 0.1
+    called, classes = (p >= 0.5).astype(int), ["real", "fake"]
+    return {
+        **scoring.score(labels, p, 0.5),
+        "uncalibrated": {"brier": 0.2, "loss": 0.5, "ece": 0.123},
+        "selective": calibration.selective(labels, p, 0.5, (0.4, 0.6)),
+        "intervals": scoring.bootstrap(labels, p, (np.arange(len(p)) // 2).tolist(), 0.5, n=n),
+        "per_class": scoring.per_class(labels, called, classes),
+        "confusion": scoring.confusion(labels, called, classes),
+        **more,
+    }
+
+
+def inputs(evaluation: dict | None = None, **more) -> dict:
+    evaluation = evaluation or {"test": metrics(100, 100, 5, 14), "test_perturbed": metrics(100, 100, 40, 31)}
+    home = {name: m for name, m in evaluation.items() if "seen_in_training" not in m}
+    counts = {"train": {"real": 300, "fake": 300}, "validation": {"real": 60, "fake": 60}}
+    counts |= {name: {"real": m["n_real"], "fake": m["n_fake"]} for name, m in home.items()}
+    data = {
+        "source": "the drawn sample",
+        "classes": ["real", "fake"],
+        "images": 1240,
+        "counts": counts,
+        "groups": {name: sum(of.values()) // 2 for name, of in counts.items()},
+        "sizes": {side: {"min": 64.0, "median": 128.0, "max": 256.0} for side in ("width", "height", "bytes")},
+        "scaled_down": 0,
+        "set_aside": {"images": 2, "reasons": {"truncated": {"images": 2, "examples": ["a.jpg", "b.jpg"]}}},
+        "digest": "c8cce1c5" * 8,
+        "duplicates": {
+            "images": 1240,
+            "search_complete": True,
+            "leaks": {"train / test": {"exact": 2, "near": 3, "across_classes": 0}},
+            "between_test_sets": {},
+            "within_splits": {},
+            "set_aside": {},
+            "dropped": {"train": 5},
+        },
+        "shortcuts": {
+            "from_train": {"file_size": {"validation": 0.5, "test": None}},
+            "within": {"file_size": {"train": 0.71, "validation": 0.5, "test": 0.5}},
+            "warnings": ["The size of the file alone tells fake from real within train."],
+        },
+    }
+    best = {"epoch": 4, "val_loss": 0.167, "val_accuracy": 0.95, "val_auc": 0.989}
+    return {
+        "data": data,
+        "train": {"weights": "random", "epochs": 4, "best": best},
+        "calibration": {"model": "9f" * 32, "temperature": 1.42, "threshold": 0.5, "unsure": [0.4, 0.6]},
+        "evaluation": evaluation,
+        "stress": None,
+        "by_attribute": None,
+        "pictures": {},
+        "run": {"commit": "9eb9192", "mlflow_run": "b6d1", "evaluate.max_false_accusation_rate": 0.1, "seed": 42},
+        **more,
+    }
+
+
+def ladder() -> pd.DataFrame:
+    rows = [("undamaged", "", "", 0, 40, 0.97, 0.9)]
+    rows += [("jpeg", "jpeg", "generic", k, 40, 0.95 - 0.01 * k, 0.8) for k in range(1, 6)]
+    rows += [("motion_blur", "blur", "matched", k, 40, 0.9 - 0.1 * k, 0.7) for k in range(1, 6)]
+    return pd.DataFrame(rows, columns=["name", "family", "arm", "severity", "n", "auc", "accuracy"])
+
+
+STRESS = {"images": 40} | {arm: {"auc": 0.9, "accuracy": 0.8} for arm in ("undamaged", "generic", "matched")}
+
+
+def attribute_row(value: str, n: int, **more) -> dict:
+    row = {"set": "test", "attribute": "method", "value": value, "n": n, "n_real": 0, "n_fake": n, "accuracy": 0.8}
+    row |= {"accuracy_low": 0.6, "accuracy_high": 0.9} | dict.fromkeys(
+        ("auc", "auc_vs_other_class", "false_accusation_rate", "missed_fake_rate")
+    )
+    return row | more
+
+
+@pytest.fixture
+def picture(tmp_path):
+    def write(name: str, size=(60, 40)):
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.png"
+        Image.new("RGB", size, "white").save(path)
+        return {name: path}
+
+    return write
+
+
+def all_pictures(picture, sets=("test", "test_perturbed")) -> dict:
+    names = ["accuracy", "loss", "sample", "roc", "precision_recall", "robustness_ladder", "duplicates", "mystery"]
+    names += [
+        f"{kind}_{name}"
+        for kind in (
+            "reliability", "scores", "risk_coverage", "confusion_matrix", "classification_report", "predictions",
+            "mistakes",
+        )
+        for name in sets
+    ]  # fmt: skip
+    return {key: path for name in names for key, path in picture(name).items()}
+
+
+# ------------------------------------------------------------------------------------------------ structure
+
+
+def test_the_page_is_well_formed_accessible_and_needs_nothing_beside_itself(picture):
+    evaluation = {"test": metrics(100, 100, 5, 14, stress=STRESS), "test_perturbed": metrics(100, 100, 40, 31)}
+    pictures = all_pictures(picture)
+    html = render(**inputs(evaluation, stress=ladder(), pictures=pictures))
+    page = Page(html)
+
+    assert html.startswith("<!DOCTYPE html>\n") and html.encode("utf-8")
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    for link in page.all("a"):
+        assert link["href"].removeprefix("#") in ids
+    assert page.all("html") == [{"lang": "en"}] and len(page.all("h1")) == len(page.all("main")) == 1
+    assert page.all("a")[0]["class"] == "skip"
+
+    images = page.all("img")
+    assert len(images) == len(pictures)
+    assert all(image["alt"] and image["src"].startswith("data:image/webp;base64,") for image in images)
+    assert all((image["width"], image["height"]) == ("60", "40") for image in images)
+    assert "http:" not in html and "https:" not in html and "url(" not in html and not page.all("script")
+    assert [attrs["rel"] for attrs in page.all("link")] == ["icon"]
+    assert len(page.all("caption")) == len(page.all("table"))
+    assert all(attrs["scope"] in ("row", "col") for attrs in page.all("th"))
+
+
+def test_headings_never_skip_a_level():
+    levels = [int(tag[1]) for tag, _ in Page(render(**inputs())).tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(below <= above + 1 for above, below in pairwise(levels))
+
+
+def test_colours_have_the_contrast_that_text_needs():
+    html = render(**inputs())
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+    schemes = [dict(re.findall(r"--(\w+): (#\w{6})", block)) for block in re.findall(r":root \{([^}]*)\}", html)]
+    assert len(schemes) == 3  # light, dark, print
+    for scheme in schemes:
+        for text in ("ink", "muted", "accent"):
+            for ground in ("paper", "faint"):
+                low, high = sorted((luminance(scheme[text]), luminance(scheme[ground])))
+                assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground)  # WCAG 2.2, AA
+
+
+def test_further_sets_unfold(picture):
+    evaluation = {f"set {i}": metrics(20, 20, 1, 1, n=10) for i in range(5)}
+    page = Page(render(**inputs(evaluation, pictures=all_pictures(picture, evaluation))))
+    assert "The surest mistakes: 3 further test sets" in page.text
+    assert len(page.all("img")) == 8 + 7 * 5
+
+
+def test_a_picture_keeps_its_pixels_and_an_unknown_one_is_shown_last(picture):
+    pixels = np.random.default_rng(0).integers(0, 2, (40, 60, 3), np.uint8) * 255
+    pictures = picture("roc") | picture("mystery")
+    Image.fromarray(pixels).save(pictures["roc"])
+    page = Page(render(**inputs(pictures=pictures)))
+    roc, mystery = page.all("img")
+    assert mystery["alt"] == "Picture mystery" and "Appendix" in page.text
+    with Image.open(io.BytesIO(base64.b64decode(roc["src"].split(",")[1]))) as shown:
+        assert (np.asarray(shown.convert("RGB")) == pixels).all()
+
+
+def test_alternative_texts_carry_the_numbers(picture):
+    alts = {image["alt"] for image in Page(render(**inputs(pictures=all_pictures(picture)))).all("img")}
+    auc = scoring.score(*_scores(100, 100, 5, 14))["auc"]
+    assert any(alt.startswith("ROC") and f"{auc:.3f} on “test”" in alt for alt in alts)
+    assert any(alt.startswith("Does P(fake)") and "0.123 before" in alt for alt in alts)
+    assert any("real images called fake 40.0" in alt and "“test_perturbed”" in alt for alt in alts)
+
+
+def _scores(n_real: int, n_fake: int, accused: int, missed: int) -> tuple[np.ndarray, np.ndarray]:
+    labels = np.repeat([0, 1], [n_real, n_fake])
+    p = np.concatenate([np.linspace(0.05, 0.3, n_real), np.linspace(0.7, 0.95, n_fake)])
+    p[:accused], p[n_real : n_real + missed] = 0.8, 0.1
+    return labels, p
+
+
+def test_the_same_input_gives_the_same_bytes(picture):
+    pictures = all_pictures(picture)
+    assert render(**inputs(pictures=pictures)) == render(**inputs(pictures=dict(reversed(pictures.items()))))
+
+
+# ------------------------------------------------------------------------------------------------ strangers
+
+
+def test_names_from_outside_are_shown_and_never_read_as_html(picture):
+    extra = metrics(40, 20, 4, 3, seen_in_training=2)
+    given_ = inputs({"test": metrics(60, 60, 3, 3, stress=STRESS), HOSTILE: extra}, stress=ladder())
+    given_["data"]["source"] = given_["train"]["weights_note"] = given_["run"]["data.path"] = HOSTILE
+    given_["data"]["set_aside"]["reasons"] = {HOSTILE: {"images": 2, "examples": [HOSTILE]}}
+    given_["data"]["shortcuts"]["warnings"] = [HOSTILE]
+    given_["data"]["classes"] = [HOSTILE, "fake"]
+    given_["by_attribute"] = pd.DataFrame([attribute_row(HOSTILE, 20) | {"set": HOSTILE, "attribute": HOSTILE}])
+    given_["pictures"] = all_pictures(picture, ("test", HOSTILE)) | picture(HOSTILE)
+    html = render(**given_)
+    page = Page(html)
+    assert "<script" not in html and not any("onload" in attrs for _, attrs in page.tags)
+    assert "{{ 7 * 7 }}" in page.text and "<script>alert('x')</script>\" onload=\"&amp;" in page.text
+    assert not set("\u202e\x00") & set(html)
+
+
+@settings(max_examples=15, deadline=None)
+@given(name=st.text(st.characters(codec=None, categories=None), min_size=1, max_size=40))
+def test_any_name_gives_a_whole_page(name):
+    page = Page(render(**inputs({name: metrics(8, 8, 1, 0, n=10)})))
+    assert render(**inputs({name: metrics(8, 8, 1, 0, n=10)})).encode("utf-8")
+    assert not page.all("script") and "What is not known" in page.text
+
+
+# ---------------------------------------------------------------------------------------------------- words
+
+
+def test_the_verdict_says_the_numbers_with_their_intervals():
+    given_ = inputs()
+    test, perturbed = given_["evaluation"].values()
+    text = Page(render(**given_)).text
+
+    def interval(m: dict, key: str) -> str:
+        return f"95 % interval {m['intervals'][key]['low'] * 100:.1f} to {m['intervals'][key]['high'] * 100:.1f} %"
+
+    accused = interval(test, "false_accusation_rate")
+    assert f"called 181 of 200 images right (90.5 %, {interval(test, 'accuracy')})" in text
+    assert f"1 in 20 real images was called fake (5 of 100; 5.0 %, {accused})" in text
+    right = f"it called 129 of 200 images right (64.5 %, {interval(perturbed, 'accuracy')})"
+    assert f"On “test_perturbed”, the other test set, {right}" in text
+    assert "2 in 5 real images were called fake (40 of 100; 40.0 %" in text
+    assert "about 1 in 7 fake images was called real (14 of 100; 14.0 %" in text
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [
+        (0.05, ("1 in 20", 1)), (1 / 3, ("1 in 3", 1)), (0.4, ("2 in 5", 2)), (0.28, ("about 2 in 7", 2)),
+        (0.0123, ("about 1 in 81", 1)), (0.0005, ("1 in 2,000", 1)), (0.97, ("97 in 100", 97)),
+        (0.9999, ("about 99 in 100", 99)),
+    ],
+)  # fmt: skip
+def test_odds(rate, words):
+    assert odds(rate) == words
+
+
+@given(st.floats(1e-6, 1 - 1e-6))
+def test_odds_are_near_the_rate(rate):
+    part, whole = re.fullmatch(r"(?:about )?(\d+) in ([\d,]+)", odds(rate)[0]).groups()
+    assert int(part) / int(whole.replace(",", "")) == pytest.approx(rate, abs=0.051, rel=0.06)
+
+
+def test_none_all_and_no_image_at_all():
+    none, every = metrics(50, 50, 0, 0), metrics(50, 50, 50, 0)
+    assert accused_in_words(none) == (
+        "none of the real images was called fake (0 of 50; 0.0 %, 95 % interval 0.0 to 7.1 %)"  # Clopper and Pearson
+    )
+    assert accused_in_words(every).startswith("all of the real images were called fake (50 of 50; 100.0 %")
+    assert missed_in_words(metrics(50, 0, 0, 0)).endswith("is not defined")
+    assert "cannot show a rate below 7.1 %" in Page(render(**inputs({"test": none}))).text
+
+
+def test_a_share_that_is_not_all_or_nothing_is_not_rounded_to_it():
+    text = Page(render(**inputs({"test": metrics(5000, 5000, 1, 0, n=10)}))).text
+    assert ">99.9 %" in text and "<0.1 %" in text and "1 in 5,000 real images was called fake" in text
+
+
+def test_the_worth_of_a_call_is_bayes_rule():
+    m = metrics(100, 100, 5, 14)
+    assert worth_of_a_call(m, 0.5) == pytest.approx(0.86 / 0.91)
+    assert worth_of_a_call(m, 0.01) == pytest.approx(0.0086 / (0.0086 + 0.0495))
+    assert f"make {0.0086 / 0.0581:.1%}".replace("%", " %") in Page(render(**inputs())).text
+    assert worth_of_a_call(metrics(10, 10, 0, 10), 0.01) is None
+    assert worth_of_a_call(metrics(10, 0, 1, 0), 0.01) is None
+
+
+def test_a_set_of_one_class_says_so():
+    page = Page(render(**inputs({"test": metrics(30, 0, 2, 0), "test_fakes": metrics(0, 12, 0, 0)})))
+    assert "such as AUC, is not defined on “test” and “test_fakes”" in page.text
+    assert "there is no fake image, so how often one is called real is not defined" in page.text
+    assert "None" not in page.text and "nan" not in page.text.lower().split()
+
+
+def test_one_group_has_no_intervals():
+    m = metrics(10, 10, 1, 1, intervals=dict.fromkeys(scoring.METRICS))
+    text = Page(render(**inputs({"test": m}))).text
+    assert "called 18 of 20 images right (90.0 %, no interval)" in text and "No intervals." in text
+
+
+def test_scores_that_may_be_guesses_are_called_so():
+    m = metrics(20, 20, 10, 10) | {"auc": 0.52}
+    m["intervals"]["auc"] = {"low": 0.41, "high": 0.63}
+    said = "cannot be told from guessing: AUC 0.520, 95 % interval 0.410 to 0.630"
+    assert said in Page(render(**inputs({"test": m}))).text
+    m["intervals"]["auc"]["low"] = 0.501
+    assert "cannot be told" not in Page(render(**inputs({"test": m}))).text
+
+
+@pytest.mark.parametrize(
+    ("band", "words"),
+    [
+        ([0.4, 0.6], "Scores from 0.400 to 0.600 are left to a person as unsure."),
+        ([0.5, 0.5], "no scores are left as unsure."),
+        ([0.5, 0.5], "No unsure band: by the threshold alone, either verdict can be relied on, on those images."),
+        ([0.0, 0.6], "none is low enough to be called real."),
+        ([0.4, calibration.NEVER], "Scores from 0.400 to 1.000 are left to a person as unsure; none is high enough"),
+    ],
+)
+def test_the_band_in_words(band, words):
+    given_ = inputs()
+    given_["calibration"]["unsure"] = band
+    assert words in Page(render(**given_)).text
+
+
+def test_extra_sets_stand_beside_the_home_set():
+    evaluation = {"test": metrics(100, 100, 5, 14), "web": metrics(40, 40, 30, 10, seen_in_training=3)}
+    text = Page(render(**inputs(evaluation))).text
+    assert "On “web”, never trained on, it called 40 of 80 images right (50.0 %" in text
+    assert (
+        "That is 40.5 percentage points below “test” in images called right; the two intervals do not overlap." in text
+    )
+    assert "were left out" in text and "Transfer unknown" not in text
+    assert "were counted all the same" in Page(render(**inputs(evaluation, run={"data.duplicates": "report"}))).text
+
+
+def test_the_worst_rungs_are_listed():
+    page = Page(render(**inputs({"test": metrics(50, 50, 2, 2, stress=STRESS)}, stress=ladder())))
+    assert "The 5 worst of 10 rungs" in page.text and "motion blur matched 5 0.400 70.0 %" in page.text
+    as_text = ladder().assign(auc="", severity=lambda rows: rows["severity"].astype(str))  # a file without AUCs
+    assert (
+        "motion blur matched 1 not defined 70.0 %"
+        in Page(render(**inputs({"test": metrics(50, 50, 2, 2, stress=STRESS)}, stress=as_text))).text
+    )
+
+
+def test_attributes_are_cut_to_the_worst_and_undefined_ones_shown_as_such():
+    rows = [attribute_row(f"v{i:02d}", 20, accuracy=0.5 + i / 100) for i in range(30)] + [attribute_row("rare", 2)]
+    text = Page(render(**inputs(by_attribute=pd.DataFrame(rows)))).text
+    assert "method, on “test”: 15 of 31 values" in text and "v14" in text and "v15" not in text and "rare" not in text
+    assert "from 50.0 % (“v00”) to 79.0 % (“v29”)" in text
+    few = Page(render(**inputs(by_attribute=pd.DataFrame([attribute_row("swap", 20), attribute_row("other", 2)])))).text
+    assert "swap 20 80.0 % 60.0 to 90.0 % – – – –" in few and "other 2" in few
+
+
+# --------------------------------------------------------------------------------------------------- limits
+
+
+def limits(**more) -> str:
+    text = Page(render(**inputs(**more))).text
+    return text[text.rindex("What is not known") : text.rindex("The terms")]
+
+
+def test_limits_follow_from_the_numbers():
+    said = limits()
+    for head in (
+        "Few images", "Rare accusations", "Wide intervals", "The bound on false accusations", "Shortcuts",
+        "Drawn faces",
+        "Transfer unknown", "Robustness unknown", "Groups of people", "Random initial weights", "One training",
+    ):  # fmt: skip
+        assert f"{head}" in said, head
+    assert "“test_perturbed” 40.0 %" in said and "“test” 5.0 %" not in said
+    for head in ("Few groups", "No groups", "Leaks left in", "Duplicates", "One class only", "Repeated", "set by hand"):
+        assert head not in said, head
+
+
+def test_limits_go_when_their_reason_goes():
+    given_ = inputs(
+        {
+            "test": metrics(1500, 1500, 30, 30, stress=STRESS | {"images": 400}),
+            "web": metrics(1500, 1500, 9, 9, seen_in_training=0),
+        }
+    )
+    given_["data"]["source"] = "/data/faces"
+    given_["data"]["shortcuts"]["warnings"] = []
+    given_["train"]["weights"] = "imagenet"
+    given_["by_attribute"] = pd.DataFrame([attribute_row("swap", 20)])
+    said = limits(**given_)
+    heads = re.findall(r"[A-Z][a-z ]+\. (?=[A-Z])", said)
+    assert [
+        head for head in ("Few", "Rare", "Wide", "bound", "Shortcuts", "Drawn", "unknown", "Random") if head in said
+    ] == []
+    assert "Transfer. 1 test set from elsewhere was scored" in said and heads
+
+
+@pytest.mark.parametrize(
+    ("change", "head"),
+    [
+        (lambda data: data.pop("duplicates"), "Duplicates unknown"),
+        (lambda data: data.pop("shortcuts"), "Shortcuts unknown"),
+        (lambda data: data["duplicates"].update(dropped={}), "Leaks left in"),
+        (lambda data: data["duplicates"].update(search_complete=False), "Duplicates may remain"),
+        (
+            lambda data: data["duplicates"].update(
+                within_splits={"test": {"exact": 1, "near": 1, "across_classes": 0}}
+            ),
+            "“test” 2 pairs",
+        ),
+        (
+            lambda data: data["groups"].update(test=200),
+            "No groups. Every image counts as a source of its own on “test”",
+        ),
+        (lambda data: data["groups"].update(test=12), "the intervals are too narrow: “test” 12."),
+    ],
+)
+def test_a_limit_of_the_data(change, head):
+    given_ = inputs()
+    assert head not in limits(**given_)
+    change(given_["data"])
+    assert head in limits(**given_)
+
+
+def test_a_threshold_set_by_hand_is_not_called_chosen():
+    run = {"evaluate.threshold": 0.5, "evaluate.max_false_accusation_rate": 0.1}
+    text = Page(render(**inputs(run=run))).text
+    assert "Threshold 0.500: set by hand" in text and "A threshold set by hand" in text
+    assert "The bound on false accusations" not in text
+
+
+def test_private_data_show_no_image():
+    text = Page(render(**inputs(run={"plot.private": True}))).text
+    assert "no image of them is shown" in text
+
+
+def test_how_to_do_it_again_names_commit_run_and_parameters():
+    text = Page(render(**inputs())).text
+    assert "git checkout 9eb9192 dvc repro" in text and "seed 42" in text and "b6d1" in text
+    assert "git checkout" not in Page(render(**inputs(run={}))).text
+
+
+def test_what_the_choice_was_made_on_is_shown():
+    given_ = inputs()
+    given_["calibration"]["chosen_on"] = {"images": 120, "scored": "mixed", **metrics(120, 120, 12, 12)}
+    text = Page(render(**given_)).text
+    assert "The last three come from 120 validation images, scored as they are and damaged." in text
+    assert "Real called fake 10.0 %" in text
