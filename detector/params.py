@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from detector.errors import UserError
+from detector.model.backbones import BACKBONES
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -19,12 +20,25 @@ class Section(BaseModel):
 
 
 class SampleParams(Section):
-    """Images per split and the side, in pixels, of the drawn sample."""
+    """Images per split, the side in pixels and the kinds of fake of the drawn sample."""
 
     train: Annotated[int, Field(ge=4, le=1_000_000)]
     validation: Annotated[int, Field(ge=4, le=1_000_000)]
     test: Annotated[int, Field(ge=4, le=1_000_000)]
     size: Annotated[int, Field(ge=64, le=1024)]
+    kinds: Annotated[list[Literal["swap", "drawn", "retouch"]], Field(min_length=1, max_length=3)]
+
+    @model_validator(mode="after")
+    def _every_kind_in_every_split(self) -> "SampleParams":
+        if len(set(self.kinds)) < len(self.kinds):
+            raise ValueError("data.sample.kinds: must name each kind once")
+        least = 2 * len(self.kinds)
+        for split in ("train", "validation", "test"):
+            if (count := getattr(self, split)) < least:
+                raise ValueError(
+                    f"data.sample.{split}: must be at least {least}, two images for each of the kinds, got {count}"
+                )
+        return self
 
 
 class DataParams(Section):
@@ -51,12 +65,19 @@ class DataParams(Section):
 class ModelParams(Section):
     """The network."""
 
-    backbone: Literal["xception"]
+    backbone: Literal[tuple(BACKBONES)]
     weights: Annotated[str, Field(min_length=1)]
-    image_size: Annotated[int, Field(ge=71, le=1024)]
+    image_size: Annotated[int, Field(ge=32, le=1024)]
     dense_units: Annotated[int, Field(ge=1, le=8192)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     batch_norm_momentum: Fraction
+
+    @model_validator(mode="after")
+    def _image_large_enough(self) -> "ModelParams":
+        smallest = BACKBONES[self.backbone].smallest
+        if self.image_size < smallest:
+            raise ValueError(f"model.image_size: {self.backbone} takes at least {smallest}, got {self.image_size}")
+        return self
 
 
 class AugmentParams(Section):

@@ -24,7 +24,7 @@ class ModelCard:
     Attributes:
         classes: class names in the order of the labels; the first is the real one, so P(fake) = 1 - P(classes[0]).
         image_size: side of the input in pixels.
-        backbone: key of `detector.model.network.BACKBONES`.
+        backbone: key of `detector.model.backbones.BACKBONES`.
         weights: what training started from (imagenet, random, file).
         data_digest: SHA-256 of the training data (`detector.data.shards.dataset_digest`).
     """

@@ -11,25 +11,11 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from detector.errors import UserError
+from detector.model.backbones import BACKBONES, PublishedWeights
 from detector.paths import existing_path, project_root
 
-KERAS_APPLICATIONS = "https://storage.googleapis.com/tensorflow/keras-applications/"
+KERAS_STORAGE = "https://storage.googleapis.com/"
 TIMEOUT = 20  # seconds without an answer
-
-
-@dataclass(frozen=True)
-class PublishedWeights:
-    """Keras's ImageNet weights of a backbone without its classifier: place under `KERAS_APPLICATIONS`, MD5."""
-
-    place: str
-    md5: str
-
-
-IMAGENET = {
-    "xception": PublishedWeights(
-        "xception/xception_weights_tf_dim_ordering_tf_kernels_notop.h5", "b0042744bf5b25fce3cb969f33bebb97"
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -46,7 +32,7 @@ def find_weights(weights: str, backbone: str) -> InitialWeights:
 
     Args:
         weights: auto | imagenet | none | a path (relative to the project's root).
-        backbone: a key of `IMAGENET`.
+        backbone: a key of `BACKBONES`.
 
     Raises:
         UserError: ImageNet weights are demanded and cannot be had, or the file is not there.
@@ -55,14 +41,16 @@ def find_weights(weights: str, backbone: str) -> InitialWeights:
         return InitialWeights("random")
     if weights not in ("auto", "imagenet"):
         return InitialWeights("file", existing_path("model.weights", weights))
+    published = BACKBONES[backbone].imagenet
     try:
-        return InitialWeights("imagenet", _imagenet(IMAGENET[backbone]))
+        return InitialWeights("imagenet", _imagenet(published))
     except OSError as error:
         reason = f"ImageNet weights cannot be downloaded ({getattr(error, 'reason', None) or error})"
     if weights == "imagenet":
         raise UserError(
-            f"model.weights: {reason}; put {Path(IMAGENET[backbone].place).name}, MD5 {IMAGENET[backbone].md5}, "
-            "into data/weights/, or set model.weights to auto, none or a file"
+            f"model.weights: {reason}; put {Path(published.place).name}, "
+            f"{_algorithm(published.digest).upper()} {published.digest}, into data/weights/, "
+            "or set model.weights to auto, none or a file"
         )
     return InitialWeights("random", note=reason)
 
@@ -73,12 +61,12 @@ def _imagenet(published: PublishedWeights) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / Path(published.place).name
     with FileLock(f"{path}.lock"):  # experiments that start together download once
-        if not path.exists() or _md5(path) != published.md5:
-            _download(KERAS_APPLICATIONS + published.place, path, published.md5)
+        if not path.exists() or not _is_whole(path, published.digest):
+            _download(KERAS_STORAGE + published.place, path, published.digest)
     return path
 
 
-def _download(url: str, path: Path, md5: str) -> None:
+def _download(url: str, path: Path, digest: str) -> None:
     part = path.with_suffix(".part")
     try:
         with (
@@ -89,7 +77,7 @@ def _download(url: str, path: Path, md5: str) -> None:
             while chunk := answer.read(1 << 20):
                 file.write(chunk)
                 bar.update(len(chunk))
-        if _md5(part) != md5:
+        if not _is_whole(part, digest):
             raise OSError(f"what came from {url} is not the published file")
         os.replace(part, path)
     except http.client.HTTPException as error:  # an answer that is no HTTP, or ends too early
@@ -98,6 +86,10 @@ def _download(url: str, path: Path, md5: str) -> None:
         part.unlink(missing_ok=True)
 
 
-def _md5(path: Path) -> str:
+def _algorithm(digest: str) -> str:
+    return "sha256" if len(digest) == 64 else "md5"
+
+
+def _is_whole(path: Path, digest: str) -> bool:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+        return hashlib.file_digest(file, _algorithm(digest)).hexdigest() == digest

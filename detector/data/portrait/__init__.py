@@ -26,12 +26,14 @@ class Drawing:
 
     pixels: float32 (size, size, 3), RGB 0..1. landmarks: float32 (7, 2), x and y in pixels of both eyes, nose
     tip, both mouth corners, chin and the point between the brows. face: float32 (size, size), 1 on the inner
-    face, from the brows to the chin, 0 elsewhere.
+    face, from the brows to the chin, 0 elsewhere. head: 1 on the head, less its ears, whatever hair is
+    in front of it.
     """
 
     pixels: np.ndarray
     landmarks: np.ndarray
     face: np.ndarray
+    head: np.ndarray
 
 
 def render(who: Identity, scene: Scene, size: int) -> Drawing:
@@ -62,7 +64,8 @@ def render(who: Identity, scene: Scene, size: int) -> Drawing:
     x, m, y = who.eye_gap, who.mouth_width, who.mouth_height
     points = [(-x, 0), (x, 0), (0, who.nose_length), (-m, y), (m, y), (0, 0.98), (0, -who.brow_height)]
     landmarks = pose(points, (0.66, 0.66, 0.9, 0.62, 0.62, 0.31, 0.7)) / SUPERSAMPLING
-    return Drawing(pixels, landmarks, small(s.canvas.mask(pose(_inner_face(who), 0.45))))
+    face = s.canvas.mask(pose(_inner_face(who), 0.45))
+    return Drawing(pixels, landmarks, small(face), small(head))
 
 
 def _inner_face(who: Identity) -> np.ndarray:

@@ -1,5 +1,7 @@
 import builtins
+import hashlib
 import io
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -8,8 +10,9 @@ from keras.src.legacy.saving import legacy_h5_format
 
 from detector.errors import UserError
 from detector.model import network as module
+from detector.model.backbones import BACKBONES
 from detector.model.backend import keras, make_deterministic
-from detector.model.network import BACKBONES, Backbone, build_network, in_float32, resolve_precision
+from detector.model.network import build_network, in_float32, resolve_precision
 from detector.model.weights import InitialWeights
 
 RANDOM = InitialWeights("random")
@@ -33,7 +36,9 @@ def params(defaults):
 @pytest.fixture
 def small(monkeypatch):
     """Xception's place is taken by `small_backbone`."""
-    monkeypatch.setitem(BACKBONES, "xception", Backbone(small_backbone, 1 / 127.5, -1.0))
+    monkeypatch.setattr(keras.applications, "Small", small_backbone, raising=False)
+    entry = replace(BACKBONES["xception"], keras_name="Small", last_conv="separable")
+    monkeypatch.setitem(BACKBONES, "xception", entry)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +71,37 @@ def test_the_head_is_the_published_one(network, defaults):
     assert network.get_layer("head_dropout").rate == defaults.model.dropout
     assert network.get_layer("p_fake").activation is keras.activations.sigmoid
     assert network.input_shape == (None, 71, 71, 3) and network.output_shape == (None, 1)
+
+
+def test_the_binary_xception_is_what_it_always_was(network, images):
+    """Weights and scores as they were when Xception was the only backbone and two the only number of classes."""
+    weights = hashlib.sha256(b"".join(weight.tobytes() for weight in network.get_weights())).hexdigest()
+    assert weights == "638ad666c1554c39c620c9836db046259aadea0619645d1ef8a805f15864688a"
+    former = [0.5000044107437134, 0.500005841255188, 0.5000046491622925, 0.5000049471855164]
+    noise = np.random.default_rng(0).integers(0, 256, images.shape, np.uint8)
+    np.testing.assert_allclose(network.predict_on_batch(noise)[:, 0], former, rtol=0, atol=3e-7)
+
+
+def test_more_than_two_classes_give_a_softmax(params, small, images):
+    keras.utils.set_random_seed(3)
+    model = build_network(params, RANDOM, "float32", classes=4)
+    scores = model.predict_on_batch(images)
+    assert scores.shape == (4, 4) and scores.dtype == np.float32
+    assert (scores > 0).all()
+    np.testing.assert_allclose(scores.sum(1), 1, atol=1e-6)
+    assert model.layers[-1].activation is keras.activations.softmax
+    keras.utils.set_random_seed(3)
+    binary = build_network(params, RANDOM, "float32", classes=2)
+    assert binary.output_shape == (None, 1)
+    for ours, theirs in zip(model.get_weights()[:-2], binary.get_weights()[:-2], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_the_softmax_is_float32_in_bfloat16(params, small, images):
+    model = build_network(params, RANDOM, "bfloat16", classes=3)
+    assert model.layers[-1].compute_dtype == "float32"
+    twin = in_float32(model)
+    np.testing.assert_allclose(twin.predict_on_batch(images), model.predict_on_batch(images), atol=0.02)
 
 
 def test_the_scores_are_probabilities(network, images):

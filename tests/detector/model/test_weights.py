@@ -1,20 +1,20 @@
 import hashlib
 import http.server
-import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from detector.errors import UserError
 from detector.model import weights as module
-from detector.model.weights import IMAGENET, InitialWeights, PublishedWeights, find_weights
+from detector.model.backbones import BACKBONES, PublishedWeights
+from detector.model.weights import InitialWeights, find_weights
 
 CONTENT = bytes(range(256)) * 9000  # 2.3 MB, more than one chunk
 PLACE = "xception/published_notop.h5"
-ADDRESS, PUBLISHED = module.KERAS_APPLICATIONS, dict(IMAGENET)  # the true ones; the tests put others in their place
 
 
 @pytest.fixture(autouse=True)
@@ -23,9 +23,14 @@ def root(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(module, "KERAS_APPLICATIONS", "http://127.0.0.1:9/")
-    monkeypatch.setitem(IMAGENET, "xception", PublishedWeights(PLACE, hashlib.md5(CONTENT).hexdigest()))
+    monkeypatch.setattr(module, "KERAS_STORAGE", "http://127.0.0.1:9/")
+    publish(monkeypatch, hashlib.md5(CONTENT).hexdigest())
     return tmp_path
+
+
+def publish(monkeypatch, digest: str) -> None:
+    entry = replace(BACKBONES["xception"], imagenet=PublishedWeights(PLACE, digest))
+    monkeypatch.setitem(BACKBONES, "xception", entry)
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -123,7 +128,7 @@ FAILURES += [silent, stalled]
 @pytest.fixture
 def server(monkeypatch):
     with Server() as server:
-        monkeypatch.setattr(module, "KERAS_APPLICATIONS", f"http://127.0.0.1:{server.server_port}/")
+        monkeypatch.setattr(module, "KERAS_STORAGE", f"http://127.0.0.1:{server.server_port}/")
         monkeypatch.setattr(module, "TIMEOUT", 0.3)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -196,13 +201,12 @@ def test_a_file_that_is_not_whole_is_not_used_without_network(root):
         find_weights("imagenet", "xception")
 
 
-def test_the_published_weights_are_kerases():
-    from keras.src.applications import xception
-
-    source = re.sub(r'["\s]', "", Path(xception.__file__).read_text())
-    address, name = (ADDRESS + PUBLISHED["xception"].place).rsplit("/", 1)
-    assert f"{address}/" in source and name in source
-    assert f"file_hash={PUBLISHED['xception'].md5}" in source
+def test_a_sha256_is_known_by_its_length(root, server, monkeypatch):
+    publish(monkeypatch, hashlib.sha256(CONTENT).hexdigest())
+    assert find_weights("imagenet", "xception").path.read_bytes() == CONTENT
+    publish(monkeypatch, "0" * 64)
+    with pytest.raises(UserError, match=rf"not the published file\).*published_notop\.h5, SHA256 {'0' * 64}, into"):
+        find_weights("imagenet", "xception")
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------------------
@@ -244,7 +248,7 @@ def test_a_name_that_does_not_resolve(monkeypatch):
         raise OSError(-2, "Name or service not known")
 
     monkeypatch.setattr("socket.getaddrinfo", unknown)
-    monkeypatch.setattr(module, "KERAS_APPLICATIONS", "http://storage.invalid/")
+    monkeypatch.setattr(module, "KERAS_STORAGE", "http://storage.invalid/")
     assert "Name or service not known" in find_weights("auto", "xception").note
 
 
