@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from scipy.special import expit, logit
+from scipy.special import expit, logit, logsumexp, softmax
 
 from detector.errors import UserError
 from detector.results import read_json, write_json
@@ -37,42 +37,61 @@ class Calibration:
     threshold: float = 0.5
     unsure: tuple[float, float] = (0.5, 0.5)
 
-    def apply(self, output: np.ndarray) -> np.ndarray:
-        """Calibrated P(fake) of the network's outputs (0..1): float64 of the same shape."""
-        return apply_temperature(output, self.temperature)
+    def apply(self, outputs: np.ndarray) -> np.ndarray:
+        """Calibrated probabilities of the network's outputs: float64 of the same shape, (n,) or (n, classes)."""
+        return apply_temperature(outputs, self.temperature)
 
     def calls(self, p_fake: np.ndarray) -> np.ndarray:
         """What the threshold says of calibrated P(fake): int, 0 = real and 1 = fake."""
         return (np.asarray(p_fake) >= self.threshold).astype(int)
 
-    def verdicts(self, p_fake: np.ndarray, classes: Sequence[str]) -> list[str]:
-        """The class (`classes`: real, then fake) that each calibrated P(fake) is called, or "unsure"."""
+    def labels(self, probabilities: np.ndarray, classes: Sequence[str]) -> list[str]:
+        """The class that each image is called: the real one below the threshold, else the likeliest kind of fake.
+
+        Args:
+            probabilities: calibrated, float (n,) P(fake) or (n, classes).
+            classes: the real one, then the kinds of fake.
+        """
+        kinds = np.zeros(len(probabilities), int) if probabilities.ndim == 1 else probabilities[:, 1:].argmax(axis=1)
+        calls = self.calls(p_fake(probabilities))
+        return [classes[1 + kind] if call else classes[0] for call, kind in zip(calls, kinds, strict=True)]
+
+    def verdicts(self, probabilities: np.ndarray, classes: Sequence[str]) -> list[str]:
+        """As `labels`, but "unsure" where P(fake) lies in the unsure band."""
         low, high = self.unsure
-        unsure = (low <= np.asarray(p_fake)) & (np.asarray(p_fake) < high)
-        return ["unsure" if doubt else classes[call] for doubt, call in zip(unsure, self.calls(p_fake), strict=True)]
+        scores = p_fake(probabilities)
+        unsure = (low <= scores) & (scores < high)
+        names = self.labels(probabilities, classes)
+        return ["unsure" if doubt else name for doubt, name in zip(unsure, names, strict=True)]
 
 
 UNCALIBRATED = Calibration()
 
 
+def p_fake(probabilities: np.ndarray) -> np.ndarray:
+    """P(fake), float (n,), of outputs or probabilities: (n,) is it already, of (n, classes) it is 1 - P(real)."""
+    return probabilities if probabilities.ndim == 1 else 1 - probabilities[:, 0]
+
+
 def fit(
-    labels: np.ndarray,
-    output: np.ndarray,
+    classes: np.ndarray,
+    outputs: np.ndarray,
     threshold: float | Literal["auto"],
     max_false_accusation_rate: float,
     target_error: float,
 ) -> Calibration:
-    """Choose the temperature, then on calibrated scores the threshold (unless it is given) and the unsure band.
+    """Choose the temperature, then on calibrated P(fake) the threshold (unless it is given) and the unsure band.
 
     Args:
-        labels: int (n,). output: float (n,), what the network says, uncalibrated.
+        classes: int (n,), 0 = real, from 1 on the kinds of fake.
+        outputs: float (n,) or (n, classes), what the network says, uncalibrated.
         max_false_accusation_rate, target_error: as in `choose_threshold` and `choose_unsure_band`.
     """
-    temperature = fit_temperature(labels, output)
-    p_fake = apply_temperature(output, temperature)
+    temperature = fit_temperature(classes, outputs)
+    labels, scores = (classes > 0).astype(int), p_fake(apply_temperature(outputs, temperature))
     if threshold == "auto":
-        threshold = choose_threshold(labels, p_fake, max_false_accusation_rate)
-    return Calibration(temperature, threshold, choose_unsure_band(labels, p_fake, threshold, target_error))
+        threshold = choose_threshold(labels, scores, max_false_accusation_rate)
+    return Calibration(temperature, threshold, choose_unsure_band(labels, scores, threshold, target_error))
 
 
 def save_calibration(calibration: Calibration, model: Path, chosen_on: Mapping) -> Path:
@@ -109,34 +128,47 @@ def _digest(model: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fit_temperature(labels: np.ndarray, p_fake: np.ndarray) -> float:
-    """The T in 0.05..20 for which sigmoid(logit P / T) fits best (Guo et al., ICML 2017, section 4.2).
+def fit_temperature(classes: np.ndarray, outputs: np.ndarray) -> float:
+    """The T in 0.05..20 for which softmax(log P / T) fits best (Guo et al., ICML 2017, section 4.2).
 
     Minimises the summed negative log-likelihood over b = 1 / T, plus (b - 1)^2 / 2: a prior worth a few
     images, lost among hundreds of them, that keeps T near 1 where the scores cannot tell (few images, or
     separable ones, for which the likelihood alone would have T fall to its bound). The sum is convex in b, so
-    its minimum is the only one. Images of one class say nothing of the other: T = 1.
+    its minimum is the only one. Images of one class say nothing of the others: T = 1.
+
+    Args:
+        classes: int (n,), 0 = real. outputs: float (n,), P(fake), or (n, classes), rows that add up to 1.
     """
     from scipy.optimize import minimize_scalar
 
-    labels, p_fake = checked(labels, p_fake)
-    if labels.min() == labels.max():
+    classes, outputs = np.asarray(classes), np.asarray(outputs)
+    if outputs.ndim == 1:
+        classes, outputs = checked(classes, outputs)
+        outputs = np.column_stack([1 - outputs, outputs])
+    if classes.min() == classes.max():
         return 1.0
-    margin = np.where(labels == 1, 1, -1) * _logit(p_fake)  # positive on the right side of 0.5
+    logits = _log(outputs)
+    behind = logits - logits[np.arange(len(classes)), classes][:, None]  # of every class, how far it leads the true one
 
     def cost(b: float) -> float:
-        return np.logaddexp(0, -b * margin).sum() + (b - 1) ** 2 / 2
+        return logsumexp(b * behind, axis=1).sum() + (b - 1) ** 2 / 2
 
     low, high = TEMPERATURES
     best = minimize_scalar(cost, bounds=(1 / high, 1 / low), method="bounded", options={"xatol": 1e-9})
     return float(np.clip(1 / best.x, low, high))
 
 
-def apply_temperature(p_fake: np.ndarray, temperature: float) -> np.ndarray:
-    """sigmoid(logit P / T), float64, in the shape of `p_fake`; P is clipped at 1e-7 first. P = 0.5 stays."""
+def apply_temperature(outputs: np.ndarray, temperature: float) -> np.ndarray:
+    """softmax(log P / T) of (n, classes), or of P(fake) alone sigmoid(logit P / T): float64 in the shape given.
+
+    P is clipped at 1e-7 first; P = 0.5 of two classes stays.
+    """
     if not temperature > 0:
         raise UserError(f"the temperature must be above 0, not {temperature}; calibrate the model again")
-    return expit(_logit(np.asarray(p_fake, dtype=np.float64)) / temperature)
+    outputs = np.asarray(outputs, dtype=np.float64)
+    if outputs.ndim < 2:
+        return expit(_logit(outputs) / temperature)
+    return softmax(_log(outputs) / temperature, axis=1)
 
 
 def choose_threshold(labels: np.ndarray, p_fake: np.ndarray, max_false_accusation_rate: float | None = None) -> float:
@@ -219,6 +251,10 @@ def selective(
         "error_called_real": error(~unsure & ~called_fake),
         "error_inside": error(unsure),
     }
+
+
+def _log(probabilities: np.ndarray) -> np.ndarray:
+    return np.log(np.clip(probabilities, EPSILON, 1 - EPSILON))
 
 
 def _logit(p_fake: np.ndarray) -> np.ndarray:

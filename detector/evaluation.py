@@ -13,11 +13,11 @@ from detector import calibration as calibrations
 from detector import scoring
 from detector.augment.corruption import CORRUPTIONS, SEVERITIES, corrupt, perturb
 from detector.calibration import Calibration
-from detector.data.shards import COLUMNS
+from detector.data.shards import COLUMNS, class_indices
 from detector.params import EvaluateParams
 
 Damage = Callable[[np.ndarray, int], np.ndarray]  # (uint8 (h, w, 3) as stored, index of its row) -> uint8 (h, w, 3)
-Output = Callable[[pd.DataFrame, Damage | None], np.ndarray]  # rows of the manifest -> network outputs, float64 (n,)
+Output = Callable[[pd.DataFrame, Damage | None], np.ndarray]  # rows of the manifest -> `network_outputs`
 
 ATTRIBUTE_COLUMNS = (
     *("set", "attribute", "value", "n", "n_real", "n_fake", "auc", "auc_vs_other_class"),
@@ -29,12 +29,12 @@ VALUES = (2, 50)  # an attribute with fewer values tells nothing apart; one with
 
 
 def choose_calibration(
-    validation: pd.DataFrame, output: Output, params: EvaluateParams, seed: int
+    validation: pd.DataFrame, output: Output, classes: Sequence[str], params: EvaluateParams, seed: int
 ) -> tuple[Calibration, dict]:
     """Temperature, threshold and unsure band from the validation split, damaged as `evaluate.calibration` says.
 
     Args:
-        validation: rows of the manifest.
+        validation: rows of the manifest. classes: the model's, the real one first.
 
     Returns:
         The calibration, and what it was chosen on: the images and how well it does on them, which flatters.
@@ -48,14 +48,14 @@ def choose_calibration(
 
     ways = {"clean": [None], "perturbed": [damage], "mixed": [None, damage]}[how.images]
     outputs = np.concatenate([output(rows, way) for way in ways])
-    labels = np.tile(rows["label"].to_numpy(), len(ways))
+    truth = np.tile(class_indices(rows, classes), len(ways))
     calibration = calibrations.fit(
-        labels, outputs, params.threshold, params.max_false_accusation_rate, params.target_error
+        truth, outputs, params.threshold, params.max_false_accusation_rate, params.target_error
     )
     return calibration, {
         "images": len(rows),
         "scored": how.images,
-        **_scores(labels, outputs, calibration),
+        **_scores((truth > 0).astype(int), outputs, calibration),
     }
 
 
@@ -66,7 +66,8 @@ class Evaluation:
     Attributes:
         metrics: for metrics/evaluate.json: `scoring.score` at the calibration's threshold; uncalibrated (brier, loss,
             ece of the network's own outputs); selective (`calibration.selective`); intervals (metric -> 95 % low and
-            high, or None); per_class; confusion.
+            high, or None); per_class; confusion; of more than two classes also classes (`scoring.class_scores`). A set
+            with a class that the model does not know has per_class and confusion of real and fake alone.
         predictions: one row an image.
         attributes: as `by_attribute`.
         roc: set, fpr, tpr, threshold of the ROC curve; empty where one class is missing.
@@ -89,36 +90,53 @@ def evaluate(
     """Everything about one test set.
 
     Args:
-        rows: of the manifest, one split. outputs: float (n,), the network's. classes: the model's names for 0 and 1.
+        rows: of the manifest, one split. outputs: the network's, float (n,) or (n, classes). classes: the model's.
         resamples: of the groups, behind the intervals.
     """
     labels, groups = rows["label"].to_numpy(), rows["group"].tolist()
-    p_fake = calibration.apply(outputs)
-    calls = calibration.calls(p_fake)
+    probabilities = calibration.apply(outputs)
+    p_fake, called = calibrations.p_fake(probabilities), calibration.labels(probabilities, classes)
     curve = scoring.roc_points(labels, p_fake) or {"fpr": [], "tpr": [], "threshold": []}
     return Evaluation(
         metrics={
             **_scores(labels, outputs, calibration),
             "intervals": scoring.bootstrap(labels, p_fake, groups, calibration.threshold, n=resamples, seed=seed),
-            "per_class": scoring.per_class(labels, calls, classes),
-            "confusion": scoring.confusion(labels, calls, classes),
+            **_of_classes(rows, probabilities, called, classes),
         },
         predictions=rows[["path", "split", "class", "group", "label"]]
         .rename(columns={"split": "set"})
         .assign(
             p_fake=p_fake,
-            p_fake_uncalibrated=outputs,
-            verdict=calibration.verdicts(p_fake, classes),
+            p_fake_uncalibrated=calibrations.p_fake(outputs),
+            called=called,
+            verdict=calibration.verdicts(probabilities, classes),
             sha256=rows["sha256"],
+            **({} if probabilities.ndim == 1 else {f"p_{k}": p for k, p in zip(classes, probabilities.T, strict=True)}),
         ),
         attributes=by_attribute(rows, p_fake, calibration.threshold, resamples, seed),
         roc=pd.DataFrame({"set": rows["split"].iloc[0], **curve}),
     )
 
 
+def _of_classes(
+    rows: pd.DataFrame, probabilities: np.ndarray, called: list[str], classes: Sequence[str]
+) -> dict[str, object]:
+    known = len(classes) > 2 and set(rows["class"]) <= set(classes)
+    if known:
+        names, truth = classes, class_indices(rows, classes)
+        calls = np.array([classes.index(name) for name in called])
+    else:
+        names = classes if len(classes) == 2 else [classes[0], "fake"]
+        truth, calls = rows["label"].to_numpy(), np.array([int(name != classes[0]) for name in called])
+    found = {"per_class": scoring.per_class(truth, calls, names), "confusion": scoring.confusion(truth, calls, names)}
+    if known:
+        found["classes"] = scoring.class_scores(truth, probabilities, calls, classes)
+    return found
+
+
 def _scores(labels: np.ndarray, outputs: np.ndarray, calibration: Calibration) -> dict[str, object]:
-    p_fake = calibration.apply(outputs)
-    before = scoring.score(labels, outputs)
+    p_fake = calibrations.p_fake(calibration.apply(outputs))
+    before = scoring.score(labels, calibrations.p_fake(outputs))
     return {
         **scoring.score(labels, p_fake, calibration.threshold),
         "uncalibrated": {name: before[name] for name in ("brier", "loss", "ece")},
@@ -191,7 +209,7 @@ def stress_ladder(test: pd.DataFrame, output: Output, calibration: Calibration, 
 
     # One long set of images: batches stay full whatever the number of images.
     outputs = output(pd.concat([rows] * len(rungs), ignore_index=True), damage)
-    p_fake = calibration.apply(outputs).reshape(len(rungs), len(rows))
+    p_fake = calibrations.p_fake(calibration.apply(outputs)).reshape(len(rungs), len(rows))
     labels = rows["label"].to_numpy()
     table = [
         {
@@ -220,7 +238,7 @@ def _part(rows: pd.DataFrame, at_most: int, seed: int) -> pd.DataFrame:
     if len(rows) <= at_most:
         return rows
     rng, kept = np.random.default_rng(seed), []
-    for _, members in rows.groupby("label"):
+    for _, members in rows.groupby("class"):
         count = max(1, round(at_most * len(members) / len(rows)))
         kept.extend(rng.choice(members.index, count, replace=False))
     return rows.loc[sorted(kept)].reset_index(drop=True)

@@ -665,6 +665,195 @@ def _ladder_table(ax: Axes, names: Sequence[tuple[str, str]], cells: np.ndarray)
     ax.set_xlabel("Severity", size=9.5)
 
 
+@_styled
+def leaderboard(
+    rows: Sequence[Mapping],
+    metric: str = "Accuracy",
+    percent: bool = True,
+    lower_is_better: bool = False,
+    title: str = "How good, how fast, how large",
+    subtitle: str = "",
+) -> Figure:
+    """A metric of every model over its speed, with its interval; the area of the dot is the model's size.
+
+    A dashed line joins the models that no other equals in both and beats in one (the Pareto front); they are named
+    first. Models without a value or a speed are left out, as are names that find no room; both are counted.
+
+    Args:
+        rows: label, value, speed (images a second) and, where known, low and high (the interval) and parameters
+            (their number).
+        metric: what value is; percent: whether it is written so.
+    """
+    names = ("value", "speed", "low", "high", "parameters")
+    table = np.array([[_finite(row.get(name)) for name in names] for row in rows], dtype=float).reshape(-1, 5)
+    kept = np.flatnonzero(np.isfinite(table[:, 0]) & (table[:, 1] > 0))
+    kept = kept[np.argsort(-np.nan_to_num(table[kept, 4]), kind="stable")]  # a small dot lies on a large one
+    figure = _page(title, subtitle, 6, layout=None)
+    height = figure.get_figheight()
+    ax = figure.add_axes((0.95 / WIDTH, 1.3 / height, 1 - 1.25 / WIDTH, 4.6 / height))
+    if not len(kept):
+        _say(ax, "No run has both a figure and a speed")
+        return figure
+    value, speed, low, high, parameters = table[kept].T
+    low, high = np.fmin(low, value), np.fmax(high, value)
+    front = _unbeaten(speed, -value if lower_is_better else value)
+    unknown, largest = np.isnan(parameters), np.nanmax(parameters, initial=0)
+    radii = np.where(unknown, 4, _radius(parameters, largest))
+
+    _open_axes(ax, speed, low, high, percent)
+    ax.set(xlabel="Images scored a second", ylabel=metric + (", lower is better" if lower_is_better else ""))
+    ax.vlines(speed, low, high, color=LINE, linewidth=1.4, zorder=1.5)
+    along = np.flatnonzero(front)[np.argsort(speed[front], kind="stable")]
+    ax.plot(speed[along], value[along], color=VALIDATION, linestyle="--", linewidth=1.2, zorder=1.8)
+    colours = np.where(front, VALIDATION, TRAIN)
+    look = {"c": np.where(unknown, "white", colours), "edgecolors": np.where(unknown, colours, "white")}
+    ax.scatter(speed, value, (2 * radii) ** 2, linewidths=1.2, zorder=2, **look)
+
+    labels = [_fit(rows[i].get("label", ""), 2, 9) for i in kept]
+    sizes = np.array([(72 * _wide(label, 9), 9) for label in labels])
+    dots, lower, upper = (_in_points(ax, speed, y) for y in (value, low, high))
+    parts = np.linspace(0, 1, 40)[:, None, None]
+    lines = [lower + parts * (upper - lower), dots[along[:-1]] + parts * (dots[along[1:]] - dots[along[:-1]])]
+    frame = ax.get_window_extent().size * 72 / figure.dpi
+    marks = np.concatenate([line.reshape(-1, 2) for line in lines])
+    places = _label_places(dots, radii, sizes, marks, frame, np.argsort(~front, kind="stable"))
+    for i, place in enumerate(places):
+        if place is None:
+            continue
+        look = {"xycoords": "axes points", "path_effects": [withStroke(linewidth=2.5, foreground="white")]}
+        look |= {"color": INK if front[i] else MUTED, "ha": "center", "va": "center"}
+        ax.annotate(labels[i], place, size=9, zorder=4, **look)
+        end = np.clip(dots[i], place - sizes[i] / 2, place + sizes[i] / 2)
+        if np.hypot(*(end - dots[i])) > radii[i] + 8:
+            arrow = {"arrowstyle": "-", "color": INK, "linewidth": 0.7, "shrinkA": 0, "shrinkB": radii[i]}
+            points = {"xycoords": "axes points", "textcoords": "axes points"}
+            ax.annotate("", dots[i], end, arrowprops=arrow, zorder=3, **points)
+
+    handles = []
+    if len(along) > 1:
+        handles.append(
+            Line2D([], [], color=VALIDATION, linestyle="--", linewidth=1.2, label="none is better and faster")
+        )
+    dot = {"color": TRAIN, "linestyle": "none", "marker": "o", "markeredgecolor": "white"}
+    for i, n in enumerate(_round_sizes(parameters[~unknown])):
+        name = _thousands(n) + ("" if i else " parameters")
+        handles.append(Line2D([], [], markersize=2 * float(_radius(n, largest)), label=name, **dot))
+    if unknown.any():
+        hollow = {**dot, "color": "white", "markeredgecolor": TRAIN}
+        handles.append(Line2D([], [], markersize=8, label="size unknown", **hollow))
+    figure.legend(
+        handles=handles, loc="center", bbox_to_anchor=(0.5, 0.48 / height), ncols=5, fontsize=9, handlelength=2.8
+    )
+    unnamed = sum(place is None for place in places)
+    left_out = {"without a figure or a speed": len(rows) - len(kept), "without room for the name": unnamed}
+    said = "; ".join(f"{_count(n, 'run')} {why}" for why, n in left_out.items() if n)
+    figure.text(0.5, 0.08 / height, said, size=9, color=MUTED, ha="center", va="bottom")
+    return figure
+
+
+def _unbeaten(*merits: np.ndarray) -> np.ndarray:
+    """bool (n,): those that no other equals in every merit, the more the better, and beats in one."""
+    mine = np.column_stack(merits)
+    as_good = (mine[None] >= mine[:, None]).all(axis=2)
+    return ~(as_good & (mine[None] > mine[:, None]).any(axis=2)).any(axis=1)
+
+
+def _radius(parameters: np.ndarray | float, largest: float) -> np.ndarray:
+    """Radius of a dot in points: its area stands for the parameters, but for dots too small to be seen."""
+    return np.maximum(15 * np.sqrt(np.nan_to_num(parameters) / max(largest, 1)), 2)
+
+
+def _round_sizes(sizes: np.ndarray) -> list[float]:
+    """At most three of 1, 2, 5, 10, 20, ... that lie within the sizes, the largest first; if none does, the largest."""
+    if not (sizes > 0).any():
+        return []
+    rounds = [step * 10.0**power for power in range(15) for step in (1, 2, 5)]
+    within = [n for n in rounds if sizes.min() <= n <= sizes.max()] or [sizes.max()]
+    return sorted({within[0], within[len(within) // 2], within[-1]}, reverse=True)
+
+
+def _thousands(n: float) -> str:
+    """With three digits at most: 1,234 is 1.23 k, 20,861,480 is 20.9 M."""
+    unit, name = next(((unit, name) for unit, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")) if n >= unit), (1, ""))
+    return f"{float(f'{n / unit:.3g}'):g}{name}"
+
+
+def _open_axes(ax: Axes, speed: np.ndarray, low: np.ndarray, high: np.ndarray, percent: bool) -> None:
+    """Room for all points, logarithmic across, with round numbers at the ticks."""
+    beside = max(0.12 * np.log(speed.max() / speed.min()), 0.15)
+    over = max(0.1 * (high.max() - low.min()), 0.02 * np.abs(high).max(), 1e-4)
+    ax.set_xscale("log")
+    left, right = ax.set_xlim(speed.min() * np.exp(-beside), speed.max() * np.exp(beside))
+    bottom, top = ax.set_ylim(low.min() - over, high.max() + over)
+    ticks = MaxNLocator(6).tick_values(left, right)
+    if right / left > 5:
+        decades = range(math.floor(math.log10(left)), math.ceil(math.log10(right)))
+        ticks = [step * 10.0**power for power in decades for step in ((1, 2, 5) if right / left < 500 else (1,))]
+    ax.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if left <= tick <= right]))
+    ax.xaxis.set_minor_locator(FixedLocator([]))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    levels = MaxNLocator(7, steps=[1, 2, 5, 10]).tick_values(max(bottom, 0), min(top, 1) if percent else top)
+    most = 1 + 1e-9 if percent else top
+    ax.yaxis.set_major_locator(FixedLocator([level for level in levels if bottom <= level <= min(top, most)]))
+    if percent:
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
+
+
+def _in_points(ax: Axes, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Data as float (n, 2) points (1/72 inch) from the lower left corner of the axes."""
+    corner = ax.transAxes.transform((0, 0))
+    return (ax.transData.transform(np.column_stack([x, y])) - corner) * 72 / ax.figure.dpi
+
+
+def _label_places(
+    dots: np.ndarray, radii: np.ndarray, sizes: np.ndarray, marks: np.ndarray, frame: np.ndarray, order: Sequence[int]
+) -> list[np.ndarray | None]:
+    """The centre of every dot's label, so that it hits no dot, label or leader; None where there is no room.
+
+    Greedy, in `order`: the cheapest of 24 directions and 11 distances; to lie on a mark or near another dot costs.
+
+    Args:
+        dots: (n, 2), centres in points. radii: (n,). sizes: (n, 2), widths and heights of the labels.
+        marks: (m, 2), points of what a label had better not lie on.
+        frame: (2,), width and height that the labels stay within.
+    """
+    turns = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    aims = np.column_stack([np.cos(turns), np.sin(turns)])
+    gaps = np.array([3, 7, 12, 18, 26, 36, 48, 62, 80, 105, 135])
+    places: list[np.ndarray | None] = [None] * len(dots)
+    boxes, leaders = np.empty((0, 4)), np.empty((0, 2))  # left, bottom, right, top of the labels; points of the leaders
+    for i in order:
+        reach = radii[i] + gaps[:, None, None] + sizes[i] / 2
+        centres = (dots[i] + aims * reach).reshape(-1, 2)
+        box = np.column_stack([centres - sizes[i] / 2 - 1.5, centres + sizes[i] / 2 + 1.5])
+        ends = np.clip(dots[i], box[:, :2], box[:, 2:])
+        away = np.hypot(*(ends - dots[i]).T)
+        lines = dots[i] + np.linspace(0, 1, 25)[:, None, None] * (ends - dots[i])  # (25, candidates, 2)
+
+        to_dots = np.hypot(*(np.clip(dots, box[:, None, :2], box[:, None, 2:]) - dots).transpose(2, 0, 1)) - radii
+        free = (box[:, :2] >= 0).all(axis=1) & (box[:, 2:] <= frame).all(axis=1) & (to_dots > 0).all(axis=1)
+        free &= ~_inside(leaders[:, None], box).any(axis=0)
+        free &= ~_inside(lines[:, :, None], boxes).any(axis=(0, 2))
+        overlaps = (box[:, None, :2] < boxes[:, 2:]) & (boxes[:, :2] < box[:, None, 2:])
+        free &= ~overlaps.all(axis=2).any(axis=1)
+        if not free.any():
+            continue
+        covered = _inside(marks[:, None], box).sum(axis=0)
+        others = np.delete(to_dots, i, axis=1)
+        nearer = (others < (away - radii[i])[:, None] + 3).sum(axis=1)
+        cost = np.where(free, away + 4 * covered + 14 * nearer, np.inf)
+        chosen = int(np.argmin(cost))
+        places[i] = centres[chosen]
+        boxes = np.vstack([boxes, box[chosen]])
+        leaders = np.vstack([leaders, lines[:, chosen]])
+    return places
+
+
+def _inside(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Whether points (..., 2) lie in boxes (..., 4) of left, bottom, right, top; the shapes are broadcast."""
+    return ((points > boxes[..., :2]) & (points < boxes[..., 2:])).all(axis=-1)
+
+
 # ------------------------------------------------------------------------------------------------- images
 
 
@@ -681,7 +870,7 @@ def prediction_grid(
     labels: Sequence[int],
     p_fake: Sequence[float],
     threshold: float,
-    classes: Sequence[str],
+    names: Sequence[tuple[str, str]],
     title: str = "Predictions on test images",
 ) -> Figure:
     """Test images with what they are, what they were called and P(fake).
@@ -692,16 +881,16 @@ def prediction_grid(
         images: n images.
         labels: n of 0 or 1.
         p_fake: n scores; None or NaN is neither right nor wrong.
-        classes: the names of 0 and of 1.
+        names: of each image, the class it is of and the one it was called; of two kinds of fake confused, the call
+            of fake is right.
     """
-    tiles, then = [], ", " if len("".join(classes)) <= 10 else "\n"
-    for image, label, p in zip(images, labels, map(_finite, p_fake), strict=True):
+    tiles, then = [], ", " if all(len(kind + called) <= 10 for kind, called in names) else "\n"
+    for image, label, p, (kind, called) in zip(images, labels, map(_finite, p_fake), names, strict=True):
         if p != p:
-            tiles.append(_Tile(image, f"is {classes[label]}{then}not called\nno score"))
+            tiles.append(_Tile(image, f"is {kind}{then}not called\nno score"))
             continue
-        called = int(p >= threshold)
-        what = f"is {classes[label]}{then}called {classes[called]}"
-        tiles.append(_Tile(image, f"{what}\nP(fake) {_score(p, threshold)}", called == int(label)))
+        what = f"is {kind}{then}called {called}"
+        tiles.append(_Tile(image, f"{what}\nP(fake) {_score(p, threshold)}", (p >= threshold) == (label == 1)))
     right, wrong = (sum(tile.right is kind for tile in tiles) for kind in (True, False))
     said = f"{right} of {_count(len(tiles), 'image')} called right (✓), {wrong} wrong (✗)"
     return _sheet(title, f"{said}, at threshold {threshold:.2f}", {"": tiles}, _across(len(tiles)))

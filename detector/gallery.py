@@ -13,7 +13,7 @@ from detector import figures, scoring
 from detector.calibration import Calibration
 from detector.data.decode import decode
 from detector.data.sample import read_mask
-from detector.data.shards import ShardReader, read_manifest
+from detector.data.shards import ShardReader, class_names, read_manifest
 
 SHEET_COLUMNS = 8
 MISTAKES = 12
@@ -80,7 +80,6 @@ def evaluation(
 def images(
     places: Mapping[str, Path],
     predictions: pd.DataFrame,
-    classes: Sequence[str],
     threshold: float,
     count: int,
     seed: int,
@@ -101,19 +100,18 @@ def images(
         yield (
             f"predictions_{name}",
             figures.prediction_grid(
-                stored(name, drawn), drawn["label"].tolist(), drawn["p_fake"].tolist(), threshold, classes,
-                f"Random images of {name}",
+                stored(name, drawn), drawn["label"].tolist(), drawn["p_fake"].tolist(), threshold,
+                list(zip(drawn["class"], drawn["called"], strict=True)), f"Random images of {name}",
             ),
         )  # fmt: skip
         # How sure a call is, is its distance from the threshold in logits, as in `scoring.risk_coverage`.
         low, high = scoring.EPSILON, 1 - scoring.EPSILON
         sure = np.abs(logit(rows["p_fake"].clip(low, high)) - logit(np.clip(threshold, low, high)))
-        rows = rows.assign(called=(rows["p_fake"] >= threshold).astype(int), sure=sure)
-        wrong = rows[rows["called"] != rows["label"]]
+        wrong = rows.assign(sure=sure)[(rows["p_fake"] >= threshold) != (rows["label"] == 1)]
         worst = wrong.sort_values("sure", ascending=False, kind="stable").head(MISTAKES)
         captions = [
-            f"is {classes[row.label]}, called {classes[row.called]}\nP(fake) {row.p_fake:.3f}"
-            for row in worst.itertuples()
+            f"is {kind}, called {called}\nP(fake) {score:.3f}"
+            for kind, called, score in zip(worst["class"], worst["called"], worst["p_fake"], strict=True)
         ]
         yield f"mistakes_{name}", figures.mistakes(stored(name, worst), captions, f"The surest mistakes: {name}")
 
@@ -138,10 +136,11 @@ def duplicates(examples: Sequence[Mapping], folder: Path) -> Figure:
 
 
 def sample_sheet(prepared: Path) -> Figure:
-    """A sheet of the drawn sample: real, fake with the forged region outlined, and test images clean and perturbed."""
+    """A sheet of the drawn sample: real, each kind of fake with the forged region outlined, clean and perturbed."""
     manifest = read_manifest(prepared)
+    real, *kinds = class_names(manifest)
 
-    def first(split: str, kind: str, outline: bool) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    def first(split: str, kind: str, outline: bool = False) -> list[tuple[np.ndarray, np.ndarray | None]]:
         rows = manifest[(manifest["split"] == split) & (manifest["class"] == kind)].drop_duplicates("group")
         rows = rows.head(SHEET_COLUMNS)
         images = list(ShardReader(prepared, rows).images())
@@ -150,14 +149,14 @@ def sample_sheet(prepared: Path) -> Figure:
         masks = [read_mask(prepared / "sample", path) for path in rows["path"]]
         return [(image, cv2.resize(mask, image.shape[1::-1])) for image, mask in zip(images, masks, strict=True)]
 
+    sheet = {"Train, real": first("train", real)}
+    for kind in kinds:
+        sheet[f"Train, {kind}"] = first("train", kind)
+        sheet[f"Train, {kind}, with the forged region outlined"] = first("train", kind, outline=True)
+    sheet["Test, clean"] = first("test", kinds[0])
+    sheet["Test, the same images perturbed"] = first("test_perturbed", kinds[0])
     return figures.sample_sheet(
-        {
-            "Train, real": first("train", "real", outline=False),
-            "Train, fake": first("train", "fake", outline=False),
-            "Train, the same fakes with the forged region outlined": first("train", "fake", outline=True),
-            "Test, clean": first("test", "fake", outline=False),
-            "Test, the same images perturbed": first("test_perturbed", "fake", outline=False),
-        },
+        sheet,
         title="The drawn sample",
-        subtitle="Nobody's face: every portrait is drawn, every fake is a drawn face swapped into another portrait.",
+        subtitle="Nobody's face: every portrait is drawn, and so is every forgery.",
     )

@@ -18,9 +18,8 @@ class ImageScorer(mlflow.pyfunc.PythonModel):
         Returns:
             `p_fake`, calibrated, 0..1; `label`, the class it is called; `verdict`, that class or "unsure".
         """
-        scores = self._detector.score_files(model_input["image"])
-        labels, verdicts = self._detector.labels(scores), self._detector.verdicts(scores)
-        return pd.DataFrame({"p_fake": scores, "label": labels, "verdict": verdicts})
+        found = self._detector.predict_files(model_input["image"])
+        return pd.DataFrame({"p_fake": found.p_fake, "label": found.labels, "verdict": found.verdicts})
 
 
 mlflow.models.set_model(ImageScorer())

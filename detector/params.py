@@ -107,6 +107,7 @@ class TrainParams(Section):
     early_stopping_patience: Annotated[int, Field(ge=1)]
     reduce_lr_factor: Fraction
     reduce_lr_patience: Annotated[int, Field(ge=1)]
+    class_weights: Literal["auto", "balanced", "none"]
     precision: Literal["auto", "float32", "bfloat16"]
 
 

@@ -1,35 +1,55 @@
 """The detector at work: a model file in, calibrated P(fake) and verdicts out."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from detector.calibration import Calibration, read_calibration
+from detector.calibration import Calibration, p_fake, read_calibration
 from detector.data.decode import decode, resize
 from detector.errors import UserError
 from detector.model.backend import keras
 from detector.model.export import ModelCard, read_card
 
 
-def p_fake(model: "keras.Model", batches: Iterable[np.ndarray]) -> np.ndarray:
-    """The network's output for batches of images, uncalibrated.
+def network_outputs(model: "keras.Model", batches: Iterable[np.ndarray]) -> np.ndarray:
+    """What the network says of batches of images, uncalibrated.
 
     Args:
         model: a network of `detector.model.network`.
         batches: uint8 (b, size, size, 3) RGB; only the last may be smaller than the first.
 
     Returns:
-        float64 (n,), P(fake) in 0..1, in order.
+        In order, float64 in 0..1: (n,), P(fake), or of a network of more than two classes (n, classes), the probability
+        of each.
     """
     scores, full = [], 0
     for batch in batches:
         full = full or len(batch)
         # One shape for all: a compiled backend would spend a minute on the last batch's.
         padded = np.concatenate([batch, np.zeros((full - len(batch), *batch.shape[1:]), batch.dtype)])
-        scores.append(np.asarray(model.predict_on_batch(padded))[: len(batch), 0])
-    return np.concatenate(scores).astype(np.float64) if scores else np.empty(0)
+        scores.append(np.asarray(model.predict_on_batch(padded))[: len(batch)])
+    outputs = np.concatenate(scores).astype(np.float64) if scores else np.empty((0, 1))
+    return outputs[:, 0] if outputs.shape[1] == 1 else outputs
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a detector says of n images.
+
+    Attributes:
+        p_fake: float64 (n,), calibrated P(fake) in 0..1.
+        probabilities: float64 (n,), the same, or of more than two classes (n, classes), calibrated.
+        labels: the class that each image is called, whether that is sure or not.
+        verdicts: the same class, or "unsure".
+    """
+
+    p_fake: np.ndarray
+    probabilities: np.ndarray
+    labels: list[str]
+    verdicts: list[str]
 
 
 class Detector:
@@ -37,7 +57,8 @@ class Detector:
 
     Attributes:
         card: classes, input size, origin.
-        model: the Keras network, RGB 0..255 (batch, size, size, 3) -> P(fake) (batch, 1), uncalibrated.
+        model: the Keras network, RGB 0..255 (batch, size, size, 3) -> P(fake) (batch, 1) or, of more
+            than two classes, their probabilities (batch, classes), uncalibrated.
         calibration: temperature, threshold and unsure band.
     """
 
@@ -51,24 +72,26 @@ class Detector:
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
             raise UserError(f"{path}: cannot be loaded ({reason}); get it again or run `dvc repro -f train`") from None
 
-    def score(self, images: Iterable[np.ndarray], batch_size: int = 32) -> np.ndarray:
-        """P(fake) of images of any shape, uint8 (h, w, 3) RGB: float64 (n,); memory is bounded by one batch."""
+    def predict(self, images: Iterable[np.ndarray], batch_size: int = 32) -> Prediction:
+        """Judge images of any shape, uint8 (h, w, 3) RGB; memory is bounded by one batch of them."""
 
         def batches() -> Iterator[np.ndarray]:
             resized = (resize(image, self.card.image_size) for image in images)
             while batch := list(islice(resized, batch_size)):
                 yield np.stack(batch)
 
-        return self.calibration.apply(p_fake(self.model, batches()))
+        return self.interpret(network_outputs(self.model, batches()))
 
-    def score_files(self, files: Iterable[bytes]) -> np.ndarray:
-        """P(fake) of image files given as bytes: float64 (n,); raises `BrokenImage` for what is no image."""
-        return self.score(decode(data) for data in files)
+    def predict_files(self, files: Iterable[bytes]) -> Prediction:
+        """Judge image files given as bytes; raises `BrokenImage` for what is no image."""
+        return self.predict(decode(data) for data in files)
 
-    def labels(self, scores: np.ndarray) -> list[str]:
-        """The class that each P(fake) is called, whether it is sure or not."""
-        return [self.card.classes[call] for call in self.calibration.calls(scores)]
-
-    def verdicts(self, scores: np.ndarray) -> list[str]:
-        """The class that each P(fake) is called, or "unsure"."""
-        return self.calibration.verdicts(scores, self.card.classes)
+    def interpret(self, outputs: np.ndarray) -> Prediction:
+        """What `network_outputs` mean under the calibration."""
+        probabilities = self.calibration.apply(outputs)
+        return Prediction(
+            p_fake(probabilities),
+            probabilities,
+            self.calibration.labels(probabilities, self.card.classes),
+            self.calibration.verdicts(probabilities, self.card.classes),
+        )

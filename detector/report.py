@@ -666,6 +666,7 @@ def _results(calibration: Mapping, evaluation: Mapping[str, Mapping], album: _Al
             },
         ),
         *([Points(notes)] if notes else []),
+        *_kinds(evaluation),
         *([Heading("On images from elsewhere"), Points(elsewhere)] if elsewhere else []),
         *album.take(
             "roc",
@@ -679,6 +680,45 @@ def _results(calibration: Mapping, evaluation: Mapping[str, Mapping], album: _Al
         ),
         *album.of_sets("confusion_matrix", "What was called what", evaluation, _calls),
         *album.of_sets("classification_report", "How well each class is recognised", evaluation, _calls),
+    ]
+
+
+def _kinds(evaluation: Mapping[str, Mapping]) -> list[Block]:
+    """Of more than two classes, how well each is told from all others."""
+    known = {name: metrics for name, metrics in evaluation.items() if "classes" in metrics}
+    if not known:
+        return []
+    said = [
+        f"On “{name}”, {_percent(metrics['classes']['accuracy'])} of the images were called their own class; the mean "
+        f"recall of the classes is {_percent(metrics['classes']['balanced_accuracy'])}, their mean AUC "
+        f"{_decimal(metrics['classes']['macro_auc'])}."
+        for name, metrics in known.items()
+    ]
+    tables = [
+        Table(
+            f"Each class against the rest, “{name}”",
+            ["Class", "Images", "Found (recall)", "Right when called (precision)", "AUC", "Calibration error"],
+            [
+                [
+                    kind,
+                    f"{row['support']:,}",
+                    _percent(row["recall"]),
+                    _percent(row["precision"]),
+                    _decimal(metrics["classes"]["one_vs_rest"][kind]["auc"]),
+                    _decimal(metrics["classes"]["one_vs_rest"][kind]["ece"]),
+                ]
+                for kind, row in metrics["per_class"].items()
+            ],
+        )
+        for name, metrics in known.items()
+    ]
+    return [
+        Heading("Which kind of fake"),
+        Text(
+            "Where an image is called fake, the detector also says of which kind; all other figures ask only whether."
+        ),
+        Points(said),
+        *_unfolding(tables, "Each class against the rest", "further test set"),
     ]
 
 

@@ -97,6 +97,45 @@ def per_class(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str])
     }
 
 
+def class_scores(
+    classes: np.ndarray, probabilities: np.ndarray, called: np.ndarray, names: Sequence[str]
+) -> dict[str, object]:
+    """What is known of more than two classes, beyond real and fake.
+
+    Args:
+        classes, called: int (n,), true class and the one called, indices of `names`.
+        probabilities: float (n, k), calibrated, rows that add up to 1.
+        names: k of them.
+
+    Returns:
+        accuracy           share of the images called their own class
+        balanced_accuracy  mean recall of the classes that have images
+        macro_f1           mean F1 of these classes
+        macro_auc          mean over these classes of the AUC of P(class), the class against the rest; None with one
+        loss               mean negative log-likelihood of the true class in nats
+        ece                calibration error of the likeliest class's probability, in 15 bins (Guo et al., ICML 2017)
+        one_vs_rest        class -> auc, average_precision, brier and ece of P(class), as `score` has them
+    """
+    classes, called, probabilities = np.asarray(classes), np.asarray(called), np.asarray(probabilities, np.float64)
+    rates = [row for row in per_class(classes, called, names).values() if row["support"]]
+    kept = ("auc", "average_precision", "brier", "ece")
+    against = {}
+    for k, name in enumerate(names):
+        found = score((classes == k).astype(int), probabilities[:, k].clip(0, 1))
+        against[name] = {metric: found[metric] for metric in kept}
+    aucs = [row["auc"] for row in against.values() if row["auc"] is not None]
+    likeliest, own = probabilities.argmax(axis=1), probabilities[np.arange(len(classes)), classes]
+    return {
+        "accuracy": float(np.mean(called == classes)),
+        "balanced_accuracy": float(np.mean([row["recall"] for row in rates])),
+        "macro_f1": float(np.mean([row["f1"] or 0.0 for row in rates])),
+        "macro_auc": float(np.mean(aucs)) if aucs else None,
+        "loss": float(-np.log(np.clip(own, EPSILON, 1)).mean()),
+        "ece": score((likeliest == classes).astype(int), probabilities.max(axis=1).clip(0, 1))["ece"],
+        "one_vs_rest": against,
+    }
+
+
 def by_group_value(
     labels: np.ndarray, p_fake: np.ndarray, values: Sequence[Hashable], threshold: float = 0.5
 ) -> dict[str, dict[str, float | int | None]]:

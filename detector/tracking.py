@@ -22,7 +22,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default kee
 import mlflow
 import pandas as pd
 from filelock import FileLock
-from mlflow.entities import Metric, RunInfo, RunStatus
+from mlflow.entities import Metric, Run, RunInfo, RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
@@ -185,19 +185,24 @@ def log_model(run_id: str, model_file: Path, calibration_file: Path) -> None:
 
 def find_runs(reference: str) -> list[RunInfo]:
     """The runs with this name or id or, of 4 characters or more, beginning of an id; newest first."""
-    if re.fullmatch("[0-9a-f]{32}", reference) and (runs := _search(f"attributes.run_id = '{reference}'")):
+    if re.fullmatch("[0-9a-f]{32}", reference) and (runs := _find(f"attributes.run_id = '{reference}'")):
         return runs
     quote = '"' if "'" in reference else "'"
-    found = [] if '"' in reference and "'" in reference else _search(f"attributes.run_name = {quote}{reference}{quote}")
+    found = [] if '"' in reference and "'" in reference else _find(f"attributes.run_name = {quote}{reference}{quote}")
     if re.fullmatch("[0-9a-f]{4,31}", reference):
-        begun = _search(f"attributes.run_id LIKE '{reference}%'")
+        begun = _find(f"attributes.run_id LIKE '{reference}%'")
         found += [run for run in begun if run.run_id not in {other.run_id for other in found}]
     return found
 
 
 def recent_runs(limit: int) -> list[RunInfo]:
     """The `limit` newest runs, newest first."""
-    return _search("", limit)
+    return _find("", limit)
+
+
+def all_runs() -> list[Run]:
+    """Every run with its parameters, its tags and the last value of each metric, newest first."""
+    return _search("", 50_000)  # the most that MLflow gives at once
 
 
 def read_artifact(run_id: str, path: str) -> bytes:
@@ -216,14 +221,18 @@ def read_artifact(run_id: str, path: str) -> bytes:
             ) from None
 
 
-def _search(condition: str, limit: int = 1000) -> list[RunInfo]:
+def _find(condition: str, limit: int = 1000) -> list[RunInfo]:
+    return [run.info for run in _search(condition, limit)]
+
+
+def _search(condition: str, limit: int) -> list[Run]:
     """Runs of the experiment, newest first; none, and no new store, where there is no store yet."""
     uri = tracking_uri()
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         return []
     client, experiment = connect()
     try:
-        return [run.info for run in client.search_runs([experiment], condition, max_results=limit)]
+        return list(client.search_runs([experiment], condition, max_results=limit))
     except MlflowException as error:  # a server that has gone away, a name that is no text
         raise UserError(f"MLflow: cannot look for runs ({str(error).splitlines()[0][:200]})") from None
 

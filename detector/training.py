@@ -17,30 +17,29 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from detector.augment.geometry import augment
+from detector.calibration import p_fake
 from detector.data.pipeline import stored_batches, training_batches
-from detector.data.shards import ShardReader
+from detector.data.shards import ShardReader, class_indices, class_names
 from detector.errors import UserError
 from detector.model.backend import keras
 from detector.model.weights import InitialWeights
 from detector.params import Params, TrainParams
-from detector.predict import p_fake
-from detector.scoring import score
+from detector.predict import network_outputs
+from detector.scoring import EPSILON, score
 
 
 @dataclass(frozen=True)
 class Split:
-    """The images of one split, their labels, int (n,), 1 = fake, and the class names by label."""
+    """The images of one split, and the class of each, int (n,), 0 = real, from 1 on the kinds of fake."""
 
     reader: ShardReader
     labels: np.ndarray
-    classes: list[str]
 
     @classmethod
     def of(cls, manifest: pd.DataFrame, name: str, folder: Path) -> "Split":
         """The split `name` of the prepared data in `folder`."""
         rows = manifest[manifest["split"] == name]
-        classes = rows.drop_duplicates("label").sort_values("label")["class"].to_list()
-        return cls(ShardReader(folder, rows), rows["label"].to_numpy(), classes)
+        return cls(ShardReader(folder, rows), class_indices(rows, class_names(manifest)))
 
 
 def train(
@@ -51,7 +50,7 @@ def train(
     checkpoint: "Checkpoint",
     on_epoch: Callable[[dict, float], None],
 ) -> tuple["keras.Model", list[dict]]:
-    """Adam on the binary cross-entropy, learning rate cut on a plateau, stopped early; the best epoch is returned.
+    """Adam on the cross-entropy, learning rate cut on a plateau, stopped early; the best epoch is returned.
 
     Every choice is made by the validation split. With the same arguments, the same machine and
     `make_deterministic`, the result is the same, also when the run was killed and resumed from `checkpoint`.
@@ -62,7 +61,7 @@ def train(
 
     Returns:
         The model with the weights of the epoch with the lowest validation loss, and the history: for each
-        epoch, from 1 on, its loss, accuracy, val_loss, val_accuracy, val_auc and learning_rate.
+        epoch, from 1 on, its loss, accuracy, val_loss, val_accuracy, val_auc (of P(fake)) and learning_rate.
 
     Raises:
         UserError: the loss is no longer finite.
@@ -71,7 +70,9 @@ def train(
     if history:
         model = checkpoint.load_last()
     else:
-        model.compile(keras.optimizers.Adam(params.train.learning_rate), "binary_crossentropy", metrics=["accuracy"])
+        loss = "binary_crossentropy" if model.output_shape[1] == 1 else "sparse_categorical_crossentropy"
+        model.compile(keras.optimizers.Adam(params.train.learning_rate), loss, metrics=["accuracy"])
+    weights = image_weights(training.labels, params.train.class_weights)
     size = model.input_shape[1]
     batch_size = min(params.train.batch_size, len(training.reader))
 
@@ -90,6 +91,7 @@ def train(
             lambda image, rng: augment(image, params.augment, rng),
             params.seed,
             epoch,
+            weights,
         )
         steps = len(training.reader) // batch_size
         with tqdm(total=steps, desc=f"epoch {epoch}/{params.train.epochs}", disable=None, leave=False) as bar:
@@ -97,20 +99,17 @@ def train(
                 batches, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[_Progress(bar)]
             ).history
 
-        scores = p_fake(model, stored_batches(validation.reader, size, batch_size))
-        if not (math.isfinite(fitted["loss"][-1]) and np.isfinite(scores).all()):
+        outputs = network_outputs(model, stored_batches(validation.reader, size, batch_size))
+        if not (math.isfinite(fitted["loss"][-1]) and np.isfinite(outputs).all()):
             raise UserError(
                 f"train.learning_rate: the loss is no longer finite in epoch {epoch}; "
                 f"set it lower than {params.train.learning_rate}"
             )
-        validated = score(validation.labels, scores)
         row = {
             "epoch": epoch,
             "loss": fitted["loss"][-1],
             "accuracy": fitted["accuracy"][-1],
-            "val_loss": validated["loss"],
-            "val_accuracy": validated["accuracy"],
-            "val_auc": validated["auc"],
+            **_validated(validation.labels, outputs),
             "learning_rate": learning_rate,
         }
         history = [*history, row]
@@ -119,6 +118,29 @@ def train(
 
     model.load_weights(checkpoint.best_weights)
     return model, history
+
+
+def image_weights(labels: np.ndarray, how: str) -> np.ndarray | None:
+    """What each image counts in the loss, float (n,), 1 on average; None where all count alike.
+
+    Args:
+        labels: int (n,), the classes.
+        how: balanced (n / (classes * images of the class), so that each class counts alike), none, or auto: balanced
+            of more than two classes.
+    """
+    _, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    if how == "none" or (how == "auto" and len(counts) == 2) or len(set(counts.tolist())) == 1:
+        return None
+    return len(labels) / (len(counts) * counts[place])
+
+
+def _validated(labels: np.ndarray, outputs: np.ndarray) -> dict[str, float | None]:
+    found = score((labels > 0).astype(int), p_fake(outputs))
+    if outputs.ndim == 2:
+        of_classes = outputs.argmax(axis=1)
+        own = outputs[np.arange(len(labels)), labels]
+        found |= {"loss": float(-np.log(own.clip(EPSILON)).mean()), "accuracy": float((of_classes == labels).mean())}
+    return {f"val_{name}": found[name] for name in ("loss", "accuracy", "auc")}
 
 
 def best_epoch(history: list[dict]) -> int:
@@ -232,9 +254,10 @@ class Checkpoint:
 
 def _seed_dropout(model: "keras.Model", seed: int, epoch: int) -> None:
     """Draw an epoch's dropout from (seed, epoch): Keras stores no random state, a resumed run would draw another."""
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.Dropout):
-            layer.seed_generator.state.assign(np.array([seed, epoch], layer.seed_generator.state.dtype))
+    dropouts = [layer for layer in model.layers if isinstance(layer, keras.layers.Dropout)]
+    for index, layer in enumerate(reversed(dropouts)):  # each another draw; the head's, the last, (seed, epoch) itself
+        state = np.array([(seed + index * 0x9E3779B1) % 2**32, epoch], layer.seed_generator.state.dtype)
+        layer.seed_generator.state.assign(state)
 
 
 class _Progress(keras.callbacks.Callback):

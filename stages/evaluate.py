@@ -1,16 +1,17 @@
 """Stage 3: calibrate the model on validation images, then score every test set, the only stage that looks at those."""
 
 import csv
+import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from detector.data.extra import write_extra_sets
 from tqdm import tqdm
 
 from detector import tracking
 from detector.calibration import UNCALIBRATED, save_calibration
+from detector.data.extra import write_extra_sets
 from detector.data.pipeline import stored_batches
 from detector.data.shards import ShardReader, read_manifest, test_sets
 from detector.errors import exit_on_user_error
@@ -28,7 +29,7 @@ from detector.paths import (
     STRESS,
     TRAINING_RUN,
 )  # fmt: skip
-from detector.predict import Detector, p_fake
+from detector.predict import Detector, network_outputs
 from detector.results import read_text, write_json
 
 BATCH_SIZE = 32
@@ -44,10 +45,12 @@ def main() -> None:
 
     def outputs(rows: pd.DataFrame, damage: Damage | None, folder: Path = PREPARED, name: str = "") -> np.ndarray:
         batches = stored_batches(ShardReader(folder, rows), detector.card.image_size, BATCH_SIZE, damage)
-        return p_fake(detector.model, tqdm(batches, name, -(-len(rows) // BATCH_SIZE), disable=None, leave=False))
+        total = -(-len(rows) // BATCH_SIZE)
+        return network_outputs(detector.model, tqdm(batches, name, total, disable=None, leave=False))
 
-    validation = manifest[manifest["split"] == "validation"]
-    calibration, chosen_on = choose_calibration(validation, partial(outputs, name="calibration"), settings, seed)
+    validation, classes = manifest[manifest["split"] == "validation"], detector.card.classes
+    calibrating = partial(outputs, name="calibration")
+    calibration, chosen_on = choose_calibration(validation, calibrating, classes, settings, seed)
     calibration_file = save_calibration(calibration, MODEL, chosen_on)
 
     found, ladder = {}, pd.DataFrame(columns=RUNG_COLUMNS)
@@ -55,8 +58,11 @@ def main() -> None:
     for name, folder in places.items():
         rows = read_manifest(folder)
         rows = rows[rows["split"] == name].reset_index(drop=True)
+        started = time.perf_counter()
         output = outputs(rows, None, folder, name)
-        found[name] = evaluate(rows, output, calibration, detector.card.classes, settings.bootstrap, seed)
+        if name == "test":  # by now compiled
+            speed = len(rows) / (time.perf_counter() - started)
+        found[name] = evaluate(rows, output, calibration, classes, settings.bootstrap, seed)
         found[name].metrics.update(extra.get(name, {}))
         if name == "test" and settings.stress_images:
             ladder = stress_ladder(rows, partial(outputs, name="stress"), calibration, settings.stress_images, seed)
@@ -73,6 +79,8 @@ def main() -> None:
     run_id = tracking.evaluation_run(read_text(TRAINING_RUN), logged, {"data.digest": detector.card.data_digest})
     EVALUATION_RUN.write_text(run_id + "\n")
     tracking.log_metrics(run_id, evaluation)
+    size = {"parameters": detector.model.count_params(), "megabytes": MODEL.stat().st_size / 1e6}
+    tracking.log_metrics(run_id, {"size": size, "speed.scoring_images_per_second": speed})
     tracking.log_artifacts(
         run_id, {path: "metrics" for path in (EVALUATION, PREDICTIONS, ROC, STRESS, BY_ATTRIBUTE, calibration_file)}
     )

@@ -33,7 +33,7 @@ def main() -> None:
     params = load_params()
     tracking.connect()
     data, evaluation, calibration = read_json(DATA_SUMMARY), read_json(EVALUATION), read_calibration(MODEL)
-    predictions = read_table(PREDICTIONS, texts=["path", "set", "class", "group", "verdict", "sha256"])
+    predictions = read_table(PREDICTIONS, texts=["path", "set", "class", "group", "called", "verdict", "sha256"])
     ladder = read_table(STRESS, texts=["name", "family", "arm"])
     attributes = read_table(BY_ATTRIBUTE, texts=["set", "attribute", "value"])
     in_prepared = test_sets(read_manifest(PREPARED))
@@ -45,7 +45,7 @@ def main() -> None:
     ]
     if not params.plot.private:
         count, threshold = params.plot.grid_images, calibration.threshold
-        pictures.append(gallery.images(places, predictions, data["classes"], threshold, count, params.seed))
+        pictures.append(gallery.images(places, predictions, threshold, count, params.seed))
         if examples := data["duplicates"]["examples"]:
             pictures.append([("duplicates", gallery.duplicates(examples, PREPARED / "duplicates"))])
         if params.data.source == "sample":

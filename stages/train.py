@@ -5,7 +5,7 @@ import sys
 import pandas as pd
 
 from detector import tracking
-from detector.data.shards import dataset_digest, read_manifest
+from detector.data.shards import class_names, dataset_digest, read_manifest
 from detector.errors import exit_on_user_error
 from detector.model.backend import keras, make_deterministic
 from detector.model.export import ModelCard, save_model
@@ -27,7 +27,8 @@ def main() -> None:
         print(f"WARNING: {initial.note}: training starts from RANDOM weights, less accurate", file=sys.stderr)
     precision = resolve_precision(params.train.precision)
     make_deterministic(params.seed)
-    network = build_network(params.model, initial, precision)
+    classes = class_names(manifest)
+    network = build_network(params.model, initial, precision, len(classes))
     facts = {"weights": initial.origin, "precision": precision, "backend": keras.backend.backend()}
     print(f"{params.model.backbone}, {params.model.image_size} px, " + ", ".join(f"{v} {k}" for k, v in facts.items()))
 
@@ -42,7 +43,10 @@ def main() -> None:
             tracking.log_missing_epochs(run_id, checkpoint.history)
             print(f"going on after epoch {len(checkpoint.history)} of {params.train.epochs}, from {folder}")
 
+        durations = []
+
         def report(row: dict, seconds: float) -> None:
+            durations.append(seconds)
             tracking.log_metrics(run_id, {**row, "seconds": seconds}, step=row["epoch"])
             pd.DataFrame(checkpoint.history).to_csv(HISTORY, index=False)
             print(
@@ -57,12 +61,15 @@ def main() -> None:
         model, history = train(network, params, training, validation, checkpoint, report)
 
         best = history[best_epoch(history) - 1]
-        card = ModelCard(training.classes, params.model.image_size, params.model.backbone, initial.origin, digest)
+        card = ModelCard(classes, params.model.image_size, params.model.backbone, initial.origin, digest)
         save_model(in_float32(model), card, MODEL)
         TRAINING_RUN.write_text(run_id + "\n")
         pd.DataFrame(history).to_csv(HISTORY, index=False)
         write_json(TRAIN_SUMMARY, {**facts, "weights_note": initial.note, "epochs": len(history), "best": best})
         tracking.log_metrics(run_id, {"best": best})
+        if durations:  # none where a kill came after the last epoch
+            speed = len(training.reader) / min(durations)
+            tracking.log_metrics(run_id, {"speed.training_images_per_second": speed})
         tracking.log_artifacts(run_id, {path: "metrics" for path in (DATA_SUMMARY, TRAIN_SUMMARY, HISTORY)})
     print(f"best epoch {best['epoch']}: {MODEL}, {TRAIN_SUMMARY}, {HISTORY}; MLflow run {run_id}")
 

@@ -1,5 +1,6 @@
 """The pipeline as its user runs it, on a clone: repro, a queued sweep, resume after a kill, and what goes wrong."""
 
+import ast
 import csv
 import json
 import os
@@ -420,13 +421,12 @@ def imported(start: Path) -> set[Path]:
         if file in found:
             continue
         found.add(file)
-        for module, names in re.findall(
-            r"^\s*from ((?:detector|stages)[\w.]*) import \(?([\w, \n]+)", file.read_text(), re.M
-        ):
-            place = ROOT / module.replace(".", "/")
-            candidates = [place.with_suffix(".py"), place / "__init__.py"]
-            candidates += [place / f"{name.strip()}.py" for name in names.split(",")]
-            ahead += [candidate for candidate in candidates if candidate.is_file()]
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("detector", "stages"):
+                place = ROOT / node.module.replace(".", "/")
+                candidates = [place.with_suffix(".py"), place / "__init__.py"]
+                candidates += [place / f"{name.name}.py" for name in node.names]
+                ahead += [candidate for candidate in candidates if candidate.is_file()]
     return found
 
 

@@ -48,28 +48,32 @@ def training_batches(
     augmentation: Augmentation,
     seed: int,
     epoch: int,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    weights: np.ndarray | None = None,
+) -> Iterator[tuple[np.ndarray, ...]]:
     """One epoch of shuffled, augmented batches, all of one shape (what is left over waits for another epoch).
 
     Args:
         reader: the training images.
-        labels: int (n,), 1 = fake.
+        labels: int (n,), the classes.
         size: side of the model's input in pixels.
         batch_size: images a batch, at most n.
         augmentation: (uint8 (size, size, 3), generator) -> uint8 (size, size, 3).
         seed, epoch: what order and augmentation are drawn from.
+        weights: float (n,), what each image counts in the loss.
 
     Yields:
-        images uint8 (batch_size, size, size, 3) RGB, labels float32 (batch_size, 1).
+        images uint8 (batch_size, size, size, 3) RGB, labels float32 (batch_size, 1), and the weights, if given, float32
+        (batch_size,).
     """
     order = np.random.default_rng([seed, epoch]).permutation(len(reader))
 
-    def load(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def load(indices: np.ndarray) -> tuple[np.ndarray, ...]:
         images = np.empty((batch_size, size, size, 3), np.uint8)
         for slot, index in enumerate(indices):
             rng = np.random.default_rng([seed, epoch, index])
             images[slot] = augmentation(resize(reader.image(index), size), rng)
-        return images, labels[indices].astype(np.float32)[:, None]
+        targets = labels[indices].astype(np.float32)[:, None]
+        return (images, targets) if weights is None else (images, targets, weights[indices].astype(np.float32))
 
     full = len(order) // batch_size * batch_size
     return map_ahead(load, order[:full].reshape(-1, batch_size))

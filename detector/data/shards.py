@@ -8,7 +8,7 @@ any image at random without TensorFlow, on any Keras backend, and memory does no
 import csv
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +102,17 @@ def read_manifest(folder: Path | str) -> pd.DataFrame:
 def test_sets(manifest: pd.DataFrame) -> list[str]:
     """The names of the test splits: `test` first, then the further ones (`test_perturbed`, ...) by name."""
     return sorted(name for name in manifest["split"].unique() if name == "test" or name.startswith("test_"))
+
+
+def class_names(manifest: pd.DataFrame) -> list[str]:
+    """The classes of the data, in the order of a model's outputs: the real one, then the kinds of fake by name."""
+    real = manifest.loc[manifest["label"] == 0, "class"].unique().tolist()
+    return real + sorted(manifest.loc[manifest["label"] == 1, "class"].unique())
+
+
+def class_indices(rows: pd.DataFrame, classes: Sequence[str]) -> np.ndarray:
+    """The place of each row's class among `classes`: int (n,)."""
+    return rows["class"].map({name: index for index, name in enumerate(classes)}).to_numpy(np.int64)
 
 
 def dataset_digest(manifest: pd.DataFrame) -> str:

@@ -460,12 +460,11 @@ def _classes(entries: list[Entry], ignored: Counter[str], real: str, key: str) -
             f"data.real_class: no folder with images is called {real} (found {_some(others)}); "
             "set it to the folder of the real images"
         )
-    if len(others) != 1:
-        amounts = _some([f"{kind} {found[kind]:,}" for kind in [real, *others]])
+    if not others:
         left_out = f", and {ignored[NO_CLASS]:,} images in no class folder" if ignored else ""
         raise UserError(
-            f"{key}: two classes are needed, {real} and one of fakes, but there are {len(found)} "
-            f"({amounts}{left_out}); move or rename the folders"
+            f"{key}: at least two classes are needed, {real} and one of fakes, but there is one "
+            f"({real} {found[real]:,}{left_out}); add a folder of fakes beside it"
         )
     return [real, *others]
 

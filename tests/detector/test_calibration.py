@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import expit, logit
+from scipy.special import expit, logit, softmax
 from sklearn.linear_model import LogisticRegression
 
 from detector.calibration import (
@@ -16,6 +16,7 @@ from detector.calibration import (
     choose_unsure_band,
     fit,
     fit_temperature,
+    p_fake,
     read_calibration,
     save_calibration,
     selective,
@@ -109,7 +110,8 @@ def test_a_temperature_keeps_order_side_and_range(scores, temperature):
 
 
 def test_a_temperature_by_hand():
-    np.testing.assert_allclose(apply_temperature(np.array([[0.2, 0.9]]), 2.0), [[1 / 3, 3 / 4]])
+    np.testing.assert_allclose(apply_temperature(np.array([0.2, 0.9]), 2.0), [1 / 3, 3 / 4])
+    np.testing.assert_allclose(apply_temperature(np.array([[0.1, 0.9]]), 2.0), [[1 / 4, 3 / 4]])
     np.testing.assert_allclose(apply_temperature(np.array([0.0, 1.0], np.float32), 1.0), [1e-7, 1 - 1e-7])
     there = apply_temperature(np.linspace(0.1, 0.9, 9), 3.0)
     np.testing.assert_allclose(apply_temperature(there, 1 / 3), np.linspace(0.1, 0.9, 9))
@@ -274,6 +276,37 @@ def test_fit_chooses_threshold_and_band_on_calibrated_scores():
     assert found.threshold == choose_threshold(labels, again, 0.05)
     assert found.unsure == choose_unsure_band(labels, again, found.threshold, 0.1)
     assert fit(labels, output, 0.3, 0.05, 0.1).threshold == 0.3
+
+
+def test_more_classes_are_calibrated_together_and_called_by_their_kind():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 1.5, (4000, 4))
+    classes = np.array([rng.choice(4, p=row) for row in softmax(logits, axis=1)])
+    outputs = softmax(logits * 2.5, axis=1)  # overconfident
+    found = fit(classes, outputs, "auto", 0.1, 0.2)
+    assert found.temperature == pytest.approx(2.5, rel=0.06)
+    probabilities = found.apply(outputs)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+    np.testing.assert_allclose(probabilities, softmax(logits * 2.5 / found.temperature, axis=1), atol=2e-3)
+    scores = p_fake(probabilities)
+    np.testing.assert_allclose(scores, probabilities[:, 1:].sum(axis=1))
+    assert found.threshold == choose_threshold((classes > 0).astype(int), scores, 0.1)
+    names = ["real", "a", "b", "c"]
+    labels = np.array(found.labels(probabilities, names))
+    assert ((labels != "real") == (scores >= found.threshold)).all()
+    called = labels != "real"
+    assert (labels[called] == np.array(names)[1:][probabilities[called, 1:].argmax(axis=1)]).all()
+    verdicts = np.array(found.verdicts(probabilities, names))
+    unsure = (scores >= found.unsure[0]) & (scores < found.unsure[1])
+    assert ((verdicts == "unsure") == unsure).all() and (verdicts[~unsure] == labels[~unsure]).all()
+
+
+@given(images)
+def test_two_classes_are_the_same_with_one_output_or_two(pairs):
+    labels, scores = arrays(pairs)
+    both = np.column_stack([1 - scores, scores])
+    assert fit_temperature(labels, both) == pytest.approx(fit_temperature(labels, scores), rel=1e-5)
+    np.testing.assert_allclose(apply_temperature(both, 2.0)[:, 1], apply_temperature(scores, 2.0), atol=1e-6)
 
 
 def test_calls_and_verdicts_at_the_edges():

@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss, roc_auc_score
 
 from detector.augment.corruption import CORRUPTIONS, SEVERITIES, corrupt
 from detector.calibration import UNCALIBRATED, Calibration
@@ -16,6 +16,7 @@ from detector.evaluation import (
 )
 from detector.scoring import METRICS, score
 
+KINDS = ["camera", "swap"]
 CALIBRATED = Calibration(temperature=2.0, threshold=0.6, unsure=(0.4, 0.8))
 
 
@@ -80,7 +81,7 @@ def settings(defaults):
 @pytest.mark.parametrize(("images", "passes"), [("clean", [False]), ("perturbed", [True]), ("mixed", [False, True])])
 def test_validation_images_are_scored_as_the_parameters_say(network, settings, images, passes):
     rows = rows_of(40, "validation")
-    _, chosen_on = choose_calibration(rows, network, settings(images=images, strength=[0.5, 1.0]), seed=3)
+    _, chosen_on = choose_calibration(rows, network, KINDS, settings(images=images, strength=[0.5, 1.0]), seed=3)
     assert [damage is not None for _, damage, _ in network.calls] == passes
     for _, damage, shown in network.calls:
         same = [np.array_equal(a, b) for a, b in zip(shown, network.images, strict=True)]
@@ -92,7 +93,7 @@ def test_validation_images_are_scored_as_the_parameters_say(network, settings, i
 def test_the_damage_is_the_same_each_time_and_another_with_another_seed(network, settings):
     rows = rows_of(40, "validation")
     for seed in (3, 3, 4):
-        choose_calibration(rows, network, settings(images="perturbed", strength=[0.5, 1.0]), seed)
+        choose_calibration(rows, network, KINDS, settings(images="perturbed", strength=[0.5, 1.0]), seed)
     once, again, other = (shown for _, _, shown in network.calls)
     assert all(np.array_equal(a, b) for a, b in zip(once, again, strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(once, other, strict=True))
@@ -100,7 +101,7 @@ def test_the_damage_is_the_same_each_time_and_another_with_another_seed(network,
 
 def test_of_many_validation_images_a_part_of_both_classes_is_enough(network, settings):
     rows = pd.concat([rows_of(36, "validation"), rows_of(40, "validation")[36:].assign(label=1)])
-    choose_calibration(rows, network, settings(images="clean", max_images=10), seed=0)
+    choose_calibration(rows, network, KINDS, settings(images="clean", max_images=10), seed=0)
     ((part, _, _),) = network.calls
     assert len(part) == 10 and sorted(part["path"]) == list(part["path"]) and part["path"].is_unique
     assert set(part["label"]) == {0, 1}
@@ -112,11 +113,11 @@ def test_a_given_threshold_is_kept_and_an_automatic_one_keeps_its_limit(settings
     def said(rows, damage):
         return outputs_for(rows)
 
-    given, _ = choose_calibration(rows, said, settings(images="clean", threshold=0.37), seed=0)
+    given, _ = choose_calibration(rows, said, KINDS, settings(images="clean", threshold=0.37), seed=0)
     assert given.threshold == 0.37
     for limit in (0.0, 0.1, 0.5):
         how = settings(images="clean", threshold="auto", max_false_accusation_rate=limit)
-        _, chosen_on = choose_calibration(rows, said, how, seed=0)
+        _, chosen_on = choose_calibration(rows, said, KINDS, how, seed=0)
         assert chosen_on["false_accusation_rate"] <= limit
 
 
@@ -170,6 +171,47 @@ def test_a_set_of_one_class_has_no_ranking_and_no_curve():
     assert found.metrics["intervals"]["auc"] is None
     assert found.metrics["accuracy"] is not None
     assert list(found.roc.columns) == ["set", "fpr", "tpr", "threshold"] and found.roc.empty
+
+
+@pytest.fixture
+def three_kinds() -> tuple[pd.DataFrame, np.ndarray]:
+    """Rows of three classes and the outputs of a fair network."""
+    rows = rows_of(90)
+    rows["class"] = ["camera", "swap", "paste"] * 30
+    rows["label"] = (rows["class"] != "camera").astype(int)
+    logits = np.random.default_rng(0).normal(size=(90, 3))
+    logits[np.arange(90), np.tile([0, 2, 1], 30)] += 1.5
+    return rows, np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+
+def test_of_three_classes_the_binary_metrics_are_those_of_any_kind_of_fake(three_kinds):
+    rows, outputs = three_kinds
+    found = evaluate(rows, outputs, UNCALIBRATED, ["camera", "paste", "swap"], resamples=100, seed=0)
+    assert found.metrics["auc"] == pytest.approx(roc_auc_score(rows["label"], 1 - outputs[:, 0]))
+    np.testing.assert_allclose(found.predictions["p_fake"], 1 - outputs[:, 0], atol=1e-6)
+    np.testing.assert_allclose(found.predictions[["p_camera", "p_paste", "p_swap"]], outputs, atol=1e-6)
+    called = found.predictions["called"]
+    assert sum(map(sum, (row.values() for row in found.metrics["confusion"].values()))) == 90
+    for true in ("camera", "paste", "swap"):
+        for call in ("camera", "paste", "swap"):
+            assert found.metrics["confusion"][true][call] == ((rows["class"] == true) & (called == call)).sum()
+    classes = found.metrics["classes"]
+    assert classes["accuracy"] == pytest.approx(np.mean(called == rows["class"]))
+    truth = rows["class"].map({"camera": 0, "paste": 1, "swap": 2})
+    assert classes["macro_auc"] == pytest.approx(roc_auc_score(truth, outputs, multi_class="ovr"))
+    assert classes["macro_f1"] == pytest.approx(f1_score(rows["class"], called, average="macro"))
+    assert classes["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(rows["class"], called))
+    assert classes["loss"] == pytest.approx(log_loss(truth, outputs))
+
+
+def test_a_set_with_a_class_that_the_model_does_not_know_is_real_or_fake(three_kinds):
+    rows, outputs = three_kinds
+    rows.loc[rows["class"] == "paste", "class"] = "collage"
+    found = evaluate(rows, outputs, UNCALIBRATED, ["camera", "paste", "swap"], resamples=100, seed=0)
+    assert list(found.metrics["confusion"]) == ["camera", "fake"]
+    assert found.metrics["per_class"]["fake"]["support"] == 60
+    assert "classes" not in found.metrics
+    assert found.metrics["auc"] == pytest.approx(roc_auc_score(rows["label"], 1 - outputs[:, 0]))
 
 
 # ---- by_attribute ----------------------------------------------------------------------------------------------

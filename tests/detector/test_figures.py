@@ -357,9 +357,8 @@ def test_robustness_ladder_of_degenerate_data(rows):
 
 
 def test_prediction_grid_frames_and_marks_right_and_wrong():
-    figure = figures.prediction_grid(
-        images(4), [0, 0, 1, 1], [0.1, 0.9, 0.2, 0.8], 0.5, ["Real", "Fake"], "Some predictions"
-    )
+    names = [("Real", "Real"), ("Real", "Fake"), ("Fake", "Real"), ("Fake", "Fake")]
+    figure = figures.prediction_grid(images(4), [0, 0, 1, 1], [0.1, 0.9, 0.2, 0.8], 0.5, names, "Some predictions")
     ax = figure.axes[0]
     colours = [frame.get_edgecolor() for frame in frames(figure)]
     expected = [figures.RIGHT, figures.WRONG, figures.WRONG, figures.RIGHT]
@@ -374,22 +373,28 @@ def test_prediction_grid_frames_and_marks_right_and_wrong():
 
 
 def test_prediction_grid_calls_fake_from_the_threshold_on_and_rounds_no_score_across_it():
-    said = texts(figures.prediction_grid(images(2), [1, 1], [0.5, 0.4996], 0.5, ["real", "fake"]))
+    said = texts(figures.prediction_grid(images(2), [1, 1], [0.5, 0.4996], 0.5, [("fake", "fake"), ("fake", "real")]))
     assert "is fake, called fake\nP(fake) 0.50\n" in said
     assert "is fake, called real\nP(fake) 0.4996\n" in said
 
 
+def test_prediction_grid_counts_a_fake_called_another_kind_of_fake_as_right():
+    figure = figures.prediction_grid(images(2), [1, 1], [0.9, 0.2], 0.5, [("swap", "drawn"), ("swap", "real")])
+    said = texts(figure)
+    assert "1 of 2 images called right (✓), 1 wrong (✗)" in said and "is swap, called drawn" in said
+
+
 def test_prediction_grid_without_scores_and_without_images():
-    figure = figures.prediction_grid(images(2), [0, 1], [None, np.nan], 0.5, ["real", "fake"])
+    figure = figures.prediction_grid(images(2), [0, 1], [None, np.nan], 0.5, [("real", ""), ("fake", "")])
     assert "0 of 2 images called right (✓), 0 wrong (✗)" in texts(figure)
     assert not any(same_color(f.get_edgecolor(), figures.RIGHT) for f in frames(figure))
     draw_small(figure)
-    draw_small(figures.prediction_grid([], [], [], 0.5, ["real", "fake"]))
+    draw_small(figures.prediction_grid([], [], [], 0.5, []))
 
 
 def test_prediction_grid_draws_a_hundred_images_of_any_shape_without_overlap():
     pictures = images(50, 10, 30) + images(50, 30, 10)
-    figure = figures.prediction_grid(pictures, [0] * 100, [0.1] * 100, 0.5, ["real", "fake"])
+    figure = figures.prediction_grid(pictures, [0] * 100, [0.1] * 100, 0.5, [("real", "real")] * 100)
     boxes = np.array([image.get_extent() for image in figure.axes[0].images])
     wide = (boxes[:, 1] - boxes[:, 0]) / (boxes[:, 2] - boxes[:, 3])
     np.testing.assert_allclose(wide, [3] * 50 + [1 / 3] * 50)
@@ -460,7 +465,7 @@ def test_pixels_are_shown_in_their_colours(tmp_path):
 def test_saving_is_deterministic_and_deaf_to_a_matplotlibrc(tmp_path):
     draws = (
         lambda: figures.loss_curve(HISTORY),
-        lambda: figures.prediction_grid(images(2), [0, 1], [0.1, 0.2], 0.5, ["real", "fake"]),
+        lambda: figures.prediction_grid(images(2), [0, 1], [0.1, 0.2], 0.5, [("real", "real"), ("fake", "real")]),
     )
     for draw in draws:
         figures.save(draw(), tmp_path / "deep" / "first.png")

@@ -8,7 +8,7 @@ from detector.data.decode import BrokenImage, decode, resize
 from detector.errors import UserError
 from detector.model.backend import keras
 from detector.model.export import ModelCard
-from detector.predict import Detector, p_fake
+from detector.predict import Detector, network_outputs
 
 
 class MeanBrightness:
@@ -26,6 +26,10 @@ def flat(*levels: int) -> np.ndarray:
     return np.broadcast_to(np.array(levels, np.uint8)[:, None, None, None], (len(levels), 4, 4, 3))
 
 
+def score(detector: Detector, images, batch_size: int = 32) -> np.ndarray:
+    return detector.predict(images, batch_size).p_fake
+
+
 @pytest.fixture(scope="module")
 def detector(model_file) -> Detector:
     return Detector(model_file, Calibration(threshold=0.5, unsure=(0.3, 0.6)))
@@ -37,14 +41,14 @@ def photos(photo) -> list[np.ndarray]:
     return [photo(*shape, seed=i) for i, shape in enumerate([(71, 71), (40, 90), (200, 30), (1, 1), (71, 72)])]
 
 
-# ---- p_fake ----------------------------------------------------------------------------------------------------
+# ---- network_outputs --------------------
 
 
 @pytest.mark.parametrize("last", [1, 2, 3])
 def test_the_last_batch_is_filled_up_to_the_shape_of_the_first_and_the_filling_dropped(last):
     levels = list(range(10, 10 + 6 + last))
     model = MeanBrightness()
-    scores = p_fake(model, [flat(*levels[:3]), flat(*levels[3:6]), flat(*levels[6:])])
+    scores = network_outputs(model, [flat(*levels[:3]), flat(*levels[3:6]), flat(*levels[6:])])
     assert set(model.shapes) == {(3, 4, 4, 3)}
     assert scores.dtype == np.float64 and scores.shape == (6 + last,)
     np.testing.assert_allclose(scores, np.array(levels) / 255, rtol=1e-6)
@@ -52,12 +56,12 @@ def test_the_last_batch_is_filled_up_to_the_shape_of_the_first_and_the_filling_d
 
 def test_a_single_short_batch_is_not_filled_up():
     model = MeanBrightness()
-    assert len(p_fake(model, [flat(1, 2)])) == 2
+    assert len(network_outputs(model, [flat(1, 2)])) == 2
     assert model.shapes == [(2, 4, 4, 3)]
 
 
 def test_no_batches_make_no_scores():
-    scores = p_fake(MeanBrightness(), [])
+    scores = network_outputs(MeanBrightness(), [])
     assert scores.shape == (0,) and scores.dtype == np.float64
 
 
@@ -71,7 +75,7 @@ def test_batches_are_taken_one_by_one():
 
     model = MeanBrightness()
     model.predict_on_batch = lambda batch: (taken.append("scored"), MeanBrightness().predict_on_batch(batch))[1]
-    p_fake(model, batches())
+    network_outputs(model, batches())
     assert taken == [0, "scored", 1, "scored", 2, "scored"]
 
 
@@ -85,35 +89,37 @@ def test_the_card_is_that_of_the_file(detector):
 def test_scores_are_the_networks_on_the_resized_images(detector, network, photos):
     expected = network.predict_on_batch(np.stack([resize(image, 71) for image in photos]))[:, 0]
     assert len(set(expected.tolist())) == len(photos)
-    scores = detector.score(photos)
+    scores = score(detector, photos)
     assert scores.shape == (len(photos),) and scores.dtype == np.float64
     np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_scores_do_not_hang_on_the_batches(detector, photos, batch_size):
-    np.testing.assert_allclose(detector.score(photos, batch_size), detector.score(photos), atol=1e-6)
+    np.testing.assert_allclose(score(detector, photos, batch_size), score(detector, photos), atol=1e-6)
 
 
 def test_an_image_scores_the_same_alone_and_among_others(detector, photos):
-    alone = [detector.score([image])[0] for image in photos]
-    np.testing.assert_allclose(detector.score(photos), alone, atol=1e-6)
+    alone = [score(detector, [image])[0] for image in photos]
+    np.testing.assert_allclose(score(detector, photos), alone, atol=1e-6)
 
 
 def test_files_score_as_what_they_are_decoded_to(detector, photos, encode):
     files = [
         encode(image, format) for image, format in zip(photos, ("PNG", "JPEG", "WEBP", "BMP", "JPEG"), strict=True)
     ]
-    np.testing.assert_array_equal(detector.score_files(iter(files)), detector.score([decode(file) for file in files]))
+    np.testing.assert_array_equal(
+        detector.predict_files(iter(files)).p_fake, score(detector, [decode(file) for file in files])
+    )
 
 
 def test_a_broken_file_is_told(detector, photos, encode):
     with pytest.raises(BrokenImage):
-        detector.score_files([encode(photos[0]), b"no image"])
+        detector.predict_files([encode(photos[0]), b"no image"])
 
 
 def test_nothing_to_score(detector):
-    assert detector.score([]).shape == detector.score_files([]).shape == (0,)
+    assert score(detector, []).shape == detector.predict_files([]).p_fake.shape == (0,)
 
 
 def test_images_are_taken_a_batch_at_a_time(detector, photos, monkeypatch):
@@ -127,15 +133,17 @@ def test_images_are_taken_a_batch_at_a_time(detector, photos, monkeypatch):
     model = MeanBrightness()
     model.predict_on_batch = lambda batch: (taken.append("scored"), MeanBrightness().predict_on_batch(batch))[1]
     monkeypatch.setattr(detector, "model", model)
-    assert len(detector.score(images(), batch_size=2)) == 5
+    assert len(score(detector, images(), batch_size=2)) == 5
     assert taken == [0, 1, "scored", 2, 3, "scored", 4, "scored"]
 
 
-def test_labels_and_verdicts_are_the_cards_and_the_threshold_itself_is_fake(detector):
-    scores = np.array([0.0, 0.2, np.nextafter(0.5, 0), 0.5, 0.6, 1.0])
-    assert detector.labels(scores) == ["camera"] * 3 + ["swap"] * 3
-    assert detector.verdicts(scores) == ["camera"] * 2 + ["unsure"] * 2 + ["swap"] * 2
-    assert detector.labels(np.empty(0)) == detector.verdicts(np.empty(0)) == []
+def test_outputs_become_labels_and_verdicts_and_the_threshold_itself_is_fake(detector):
+    found = detector.interpret(np.array([0.0, 0.2, 0.49, 0.5, 0.6, 1.0]))
+    assert found.labels == ["camera"] * 3 + ["swap"] * 3
+    assert found.verdicts == ["camera"] * 2 + ["unsure"] * 2 + ["swap"] * 2
+    np.testing.assert_allclose(found.p_fake, [0, 0.2, 0.49, 0.5, 0.6, 1], atol=1e-6)
+    nothing = detector.predict([])
+    assert nothing.labels == nothing.verdicts == [] and nothing.p_fake.shape == (0,)
 
 
 def test_scores_are_calibrated_by_the_file_beside_the_model(detector, model_file, tmp_path, photos):
@@ -144,7 +152,7 @@ def test_scores_are_calibrated_by_the_file_beside_the_model(detector, model_file
     with pytest.raises(UserError, match=r"calibration\.json: not found"):
         Detector(copy)
     save_calibration(Calibration(temperature=0.25), copy, {})
-    plain, sharp = detector.score(photos), Detector(copy).score(photos)
+    plain, sharp = score(detector, photos), score(Detector(copy), photos)
     odds = plain / (1 - plain)
     np.testing.assert_allclose(sharp / (1 - sharp), odds**4, rtol=1e-3)
 
@@ -191,3 +199,23 @@ def test_a_model_file_cannot_bring_code_of_its_own(model_file, tmp_path):
         hostile.writestr("detector.json", archive.read("detector.json"))
     with pytest.raises(UserError, match="cannot be loaded"):
         Detector(tmp_path / "hostile.keras", UNCALIBRATED)
+
+
+# ---- more than two classes ---------------------------------------------------------------------------------------
+
+
+class ThreeClasses:
+    """Stands in for a network of three classes: the brightness of the three colours, as shares."""
+
+    def predict_on_batch(self, batch: np.ndarray) -> np.ndarray:
+        shares = batch.mean(axis=(1, 2)) + 1e-3
+        return (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_the_outputs_of_several_classes_are_a_row_an_image():
+    batch = np.zeros((3, 4, 4, 3), np.uint8)
+    batch[0, ..., 0], batch[1, ..., 1], batch[2, ..., 2] = 200, 200, 200
+    outputs = network_outputs(ThreeClasses(), [batch, batch[:1]])
+    assert outputs.shape == (4, 3) and outputs.dtype == np.float64
+    assert outputs.argmax(axis=1).tolist() == [0, 1, 2, 0]
+    np.testing.assert_allclose(outputs.sum(axis=1), 1, atol=1e-6)

@@ -18,6 +18,7 @@ from detector.training import (
     best_epoch,
     epochs_since_best,
     fingerprint,
+    image_weights,
     plateau_learning_rate,
     train,
 )
@@ -42,7 +43,7 @@ class Drawn:
 
 def split(n: int) -> Split:
     reader = Drawn(n)
-    return Split(reader, reader.labels, ["real", "fake"])
+    return Split(reader, reader.labels)
 
 
 def tiny_network() -> "keras.Model":
@@ -86,6 +87,47 @@ def test_learns_and_returns_the_best_epoch(tmp_path):
     loss = -np.log(np.where(validation.labels == 1, scores, 1 - scores)).mean()
     assert loss == pytest.approx(min(row["val_loss"] for row in history), abs=1e-6)
     assert list(tmp_path.iterdir()) == []
+
+
+class ThreeKinds(Drawn):
+    """Three classes of 3 : 2 : 1, each bright in another colour."""
+
+    def __init__(self, n: int):
+        super().__init__(n)
+        self.labels = np.array([0, 0, 0, 1, 1, 2] * (n // 6))
+        self._images = np.random.default_rng(n).integers(0, 120, (n, SIZE, SIZE, 3)).astype(np.uint8)
+        self._images[np.arange(n), ..., self.labels] += 110
+
+
+def test_more_than_two_classes_are_learnt_by_a_softmax(tmp_path):
+    make_deterministic(5)
+    image = keras.Input((SIZE, SIZE, 3))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 127.5, -1)(image))
+    model = keras.Model(image, keras.layers.Dense(3, activation="softmax")(x))
+    training, validation = (Split(reader, reader.labels) for reader in (ThreeKinds(96), ThreeKinds(48)))
+    with Checkpoint.open(tmp_path / "c") as checkpoint:
+        model, history = train(
+            model, params(epochs=6, learning_rate=0.1), training, validation, checkpoint, lambda *_: 0
+        )
+    best = history[best_epoch(history) - 1]
+    images = np.stack([validation.reader.image(i) for i in range(48)])
+    outputs = model.predict_on_batch(images).astype(float)
+    own = outputs[np.arange(48), validation.labels]
+    assert best["val_loss"] == pytest.approx(-np.log(own).mean(), abs=1e-6)
+    assert best["val_accuracy"] == np.mean(outputs.argmax(axis=1) == validation.labels) > 0.9
+    assert best["val_auc"] > 0.95
+
+
+def test_class_weights_make_each_class_count_alike_in_the_loss():
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    weights = image_weights(labels, "balanced")
+    assert weights.mean() == pytest.approx(1)
+    np.testing.assert_allclose([weights[labels == k].sum() for k in range(3)], 2)
+    np.testing.assert_allclose(image_weights(labels, "auto"), weights)
+    assert image_weights(labels, "none") is None
+    assert image_weights(labels[:5], "auto") is None
+    np.testing.assert_allclose(image_weights(labels[:5], "balanced"), [5 / 6] * 3 + [5 / 4] * 2)
+    assert image_weights(labels[1:5], "balanced") is None
 
 
 @pytest.mark.parametrize("stop_after", [1, 3])
@@ -145,7 +187,7 @@ def test_fewer_images_than_a_batch(tmp_path):
 
 
 def test_divergence_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("detector.training.p_fake", lambda model, batches: np.full(20, np.nan))
+    monkeypatch.setattr("detector.training.network_outputs", lambda model, batches: np.full(20, np.nan))
     with pytest.raises(UserError, match=r"train\.learning_rate: the loss is no longer finite in epoch 1"):
         run(tmp_path / "c", params())
 
