@@ -15,7 +15,7 @@ repro: $(VENV)/.installed  ## install what is needed, then prepare, train, evalu
 	@printf '\nDone. Numbers: metrics/evaluate.json   Pictures: metrics/plots/   Compare runs: make ui\n'
 
 test: $(VENV)/.installed-dev  ## install what is needed, then run all tests
-	pytest
+	pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev  ## check style and formatting of the code
 	ruff check . && ruff format --check .

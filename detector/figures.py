@@ -841,7 +841,9 @@ def _label_places(
         covered = _inside(marks[:, None], box).sum(axis=0)
         others = np.delete(to_dots, i, axis=1)
         nearer = (others < (away - radii[i])[:, None] + 3).sum(axis=1)
-        cost = np.where(free, away + 4 * covered + 14 * nearer, np.inf)
+        over = np.hypot(*(lines[:, :, None] - np.delete(dots, i, axis=0)).transpose(3, 0, 1, 2)) < np.delete(radii, i)
+        struck = over.any(axis=0).sum(axis=1)  # other dots that the leader would cross
+        cost = np.where(free, away + 3 * covered + 14 * nearer + 90 * struck, np.inf)
         chosen = int(np.argmin(cost))
         places[i] = centres[chosen]
         boxes = np.vstack([boxes, box[chosen]])

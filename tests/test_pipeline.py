@@ -286,6 +286,29 @@ def test_a_killed_training_goes_on_in_the_same_run(trained):
     assert list((trained.folder / "models/checkpoints").iterdir()) == []
 
 
+def test_kinds_of_fake_and_another_backbone(tmp_path):
+    clone = Clone(tmp_path)
+    clone.set_params(
+        {
+            "data": {"sample": {"kinds": ["swap", "drawn", "retouch"]}},
+            "model": {"backbone": "mobilenetv3_small", "image_size": 64},
+            "evaluate": {"stress_images": 2},
+        }
+    )
+    for name in ("prepare", "train", "evaluate", "plot"):
+        clone.stage(name)
+    classes = ["real", "drawn", "retouch", "swap"]
+    assert clone.read("metrics/data.json")["classes"] == classes
+    metrics = clone.read("metrics/evaluate.json")["test"]
+    assert list(metrics["confusion"]) == list(metrics["per_class"]) == classes
+    assert metrics["n_fake"] == 8 and 0 <= metrics["classes"]["macro_auc"] <= 1
+    rows = pd.read_csv(clone.folder / "metrics/predictions.csv")
+    np.testing.assert_allclose(rows["p_fake"], 1 - rows["p_real"], atol=1e-9)
+    np.testing.assert_allclose(rows[[f"p_{name}" for name in classes]].sum(axis=1), 1, atol=1e-6)
+    assert set(rows["called"]) <= set(classes)
+    assert "Which kind of fake" in (clone.folder / "metrics/report.html").read_text()
+
+
 # ---- what goes wrong ----------------------------------------------------------------------------------------------
 
 

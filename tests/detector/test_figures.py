@@ -353,6 +353,88 @@ def test_robustness_ladder_of_degenerate_data(rows):
     draw_small(figures.robustness_ladder(rows))
 
 
+def models(n, seed=0, near=1.0):
+    rng = np.random.default_rng(seed)
+    values, speeds = 0.9 + 0.05 * near * rng.normal(size=n), 40 * np.exp(near * rng.normal(size=n))
+    return [
+        {"label": f"a model called {i}", "value": v, "low": v - 0.05, "high": v + 0.03, "speed": s, "parameters": p}
+        for i, v, s, p in zip(range(n), values, speeds, rng.uniform(1e6, 5e7, n), strict=True)
+    ]
+
+
+def label_boxes(figure, rows):
+    figure.draw_without_rendering()
+    found = {text.get_text(): text.get_window_extent() for text in figure.axes[0].texts}
+    return {row["label"]: found[row["label"]] for row in rows if row["label"] in found}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_leaderboard_labels_lie_on_nothing(seed):
+    rows = models(16, seed)
+    figure = figures.leaderboard(rows)
+    boxes, ax = label_boxes(figure, rows), figure.axes[0]
+    assert len(boxes) == 16
+    listed = list(boxes.values())
+    assert not any(a.overlaps(b) for i, a in enumerate(listed) for b in listed[:i])
+    assert all(ax.get_window_extent().padded(2).contains(*corner) for box in listed for corner in box.corners())
+    (dots,) = ax.collections[1:]
+    centres = ax.transData.transform(dots.get_offsets())
+    radii = np.sqrt(dots.get_sizes()) / 2 * figure.dpi / 72
+    for box in listed:
+        nearest = np.clip(centres, (box.x0, box.y0), (box.x1, box.y1))
+        assert (np.hypot(*(nearest - centres).T) > radii - 1.5).all()
+
+
+def test_leaderboard_draws_values_intervals_and_sizes():
+    rows = [{"label": "a", "value": 0.8, "low": 0.7, "high": 0.85, "speed": 50, "parameters": 4e6},
+            {"label": "b", "value": 0.9, "low": 0.88, "high": 0.93, "speed": 20, "parameters": 16e6},
+            {"label": "c", "value": 0.7, "speed": 30, "parameters": None},
+            {"label": "d", "value": 0.95, "speed": None}]  # fmt: skip
+    figure = figures.leaderboard(rows, "Accuracy", subtitle="on test")
+    ax = figure.axes[0]
+    bars, dots = ax.collections
+    np.testing.assert_allclose(dots.get_offsets(), [(20, 0.9), (50, 0.8), (30, 0.7)])
+    assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[0.88, 0.93], [0.7, 0.85], [0.7, 0.7]]
+    assert dots.get_sizes()[0] == pytest.approx(4 * dots.get_sizes()[1])
+    assert same_color(dots.get_facecolors()[2], "white") and not same_color(dots.get_facecolors()[1], "white")
+    np.testing.assert_allclose(ax.lines[0].get_xydata(), [(20, 0.9), (50, 0.8)])
+    for said in ("Accuracy", "90 %", "10 M parameters", "size unknown", "1 run without a figure or a speed", "on test"):
+        assert said in texts(figure), said
+    assert "d" not in [text.get_text() for text in ax.texts]
+
+
+def test_leaderboard_where_less_is_better():
+    rows = [{"label": str(v), "value": v, "speed": s, "parameters": 1e6} for v, s in ((0.3, 10), (0.1, 20), (0.2, 40))]
+    figure = figures.leaderboard(rows, "Loss", percent=False, lower_is_better=True)
+    assert figure.axes[0].lines[0].get_xydata().tolist() == [[20, 0.1], [40, 0.2]]
+    assert "Loss, lower is better" in texts(figure) and "%" not in texts(figure)
+
+
+def test_leaderboard_leaves_out_names_rather_than_pile_them_up():
+    rows = models(90, near=0.02)
+    figure = figures.leaderboard(rows)
+    boxes = list(label_boxes(figure, rows).values())
+    assert 10 < len(boxes) < 90
+    assert f"{90 - len(boxes)} runs without room for the name" in texts(figure)
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [{"label": "none"}],
+        [{"label": "one", "value": 1.0, "speed": 30.0}],
+        [{"label": "x" * 200, "value": 0, "low": 0, "high": 0, "speed": 1e-3, "parameters": 12}] * 3,
+        [{"label": "$\\frac{$", "value": 0.5, "speed": speed, "parameters": 1e6} for speed in (0.02, 5e5)],
+        [{"label": "n", "value": 40.0, "low": float("nan"), "high": float("inf"), "speed": 3, "parameters": 0}],
+    ],
+)
+@pytest.mark.parametrize("percent", [True, False])
+def test_leaderboard_of_next_to_nothing(rows, percent):
+    draw_small(figures.leaderboard(rows, percent=percent))
+
+
 # ------------------------------------------------------------------------------------------------- images
 
 

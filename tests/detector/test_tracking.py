@@ -149,6 +149,8 @@ def test_runs_are_found_by_name_id_and_beginning_of_an_id(store, monkeypatch):
         "": [],
     }
     assert [run.run_id for run in tracking.recent_runs(2)] == [third, second]
+    assert [run.info.run_id for run in tracking.all_runs()] == [third, second, first]
+    assert tracking.all_runs()[0].data.tags["weights"] == "random"
 
 
 def test_a_run_that_shares_its_name_with_the_beginning_of_an_id(store, monkeypatch):
