@@ -12,7 +12,7 @@ help:  ## list the targets
 
 repro: $(VENV)/.installed  ## install what is needed, then prepare, train, evaluate and plot
 	dvc repro
-	@printf '\nDone. Numbers: metrics/evaluate.json   Pictures: metrics/plots/   Compare runs: make ui\n'
+	@printf '\nDone. Report: metrics/report.html   Numbers: metrics/evaluate.json   Compare runs: make ui\n'
 
 test: $(VENV)/.installed-dev  ## install what is needed, then run all tests
 	pytest -n 2 --dist loadfile
@@ -24,7 +24,8 @@ ui: $(VENV)/.installed  ## open the MLflow UI on http://127.0.0.1:5000 (another 
 	python -m detector.tracking $(or $(PORT),5000)
 
 clean:  ## delete what the pipeline wrote, but not the MLflow runs, DVC's cache and the weights
-	rm -rf data/prepared models/model.keras models/run_id models/checkpoints metrics
+	rm -rf data/prepared data/extra models/model.keras models/calibration.json models/run_id models/checkpoints \
+		metrics/plots metrics/report.html metrics/run_id
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

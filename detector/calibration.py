@@ -111,7 +111,9 @@ def read_calibration(model: Path) -> Calibration:
     found = read_json(path)
     try:
         calibration = Calibration(float(found["temperature"]), float(found["threshold"]), tuple(found["unsure"]))
-        belongs_to = found["model"]
+        belongs_to, (low, high) = found["model"], calibration.unsure
+        if not (calibration.temperature > 0 and 0 <= low <= calibration.threshold <= high <= NEVER):
+            raise ValueError
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{path}: damaged; run `dvc repro -f evaluate`") from None
     if belongs_to != _digest(model):

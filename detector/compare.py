@@ -21,14 +21,13 @@ import numpy as np
 from detector.errors import UserError, exit_on_user_error
 from detector.paths import PREDICTIONS
 from detector.runs import Run, load
-from detector.scoring import METRICS, paired_bootstrap
+from detector.scoring import FEW_GROUPS, METRICS, paired_bootstrap
 
 if TYPE_CHECKING:
     import pandas as pd
 
 LOWER_IS_BETTER = frozenset({"eer", "brier", "loss", "ece", "false_accusation_rate", "missed_fake_rate"})
 SIGNIFICANT = 0.05
-FEW_GROUPS = 30  # with fewer, cluster bootstrap intervals are too narrow
 _SPELLED = {
     "auc": "AUC",
     "eer": "EER",

@@ -24,7 +24,9 @@ ATTRIBUTE_COLUMNS = (
     *("accuracy", "accuracy_low", "accuracy_high"),
     *(name for name in scoring.METRICS if name not in ("auc", "accuracy")),
 )
-RUNG_COLUMNS = ("name", "family", "arm", "severity", "n", "auc", "accuracy")
+RUNG_COLUMNS = (
+    *("name", "family", "arm", "severity", "n", "auc", "accuracy", "false_accusation_rate", "missed_fake_rate"),
+)
 VALUES = (2, 50)  # an attribute with fewer values tells nothing apart; one with more is a name, not a group
 
 
@@ -65,9 +67,10 @@ class Evaluation:
 
     Attributes:
         metrics: for metrics/evaluate.json: `scoring.score` at the calibration's threshold; uncalibrated (brier, loss,
-            ece of the network's own outputs); selective (`calibration.selective`); intervals (metric -> 95 % low and
-            high, or None); per_class; confusion; of more than two classes also classes (`scoring.class_scores`). A set
-            with a class that the model does not know has per_class and confusion of real and fake alone.
+            ece of the network's own outputs); selective (`calibration.selective`); n_groups; intervals (metric -> 95 %
+            low and high, or None); per_class; confusion; of more than two classes also classes
+            (`scoring.class_scores`). A set with a class that the model does not know has per_class and confusion of
+            real and fake alone.
         predictions: one row an image.
         attributes: as `by_attribute`.
         roc: set, fpr, tpr, threshold of the ROC curve; empty where one class is missing.
@@ -100,6 +103,7 @@ def evaluate(
     return Evaluation(
         metrics={
             **_scores(labels, outputs, calibration),
+            "n_groups": rows["group"].nunique(),
             "intervals": scoring.bootstrap(labels, p_fake, groups, calibration.threshold, n=resamples, seed=seed),
             **_of_classes(rows, probabilities, called, classes),
         },
@@ -147,6 +151,8 @@ def _scores(labels: np.ndarray, outputs: np.ndarray, calibration: Calibration) -
 def by_attribute(rows: pd.DataFrame, p_fake: np.ndarray, threshold: float, resamples: int, seed: int) -> pd.DataFrame:
     """Every metric for each value of the attributes that the data set's manifest brought along.
 
+    An attribute of one or more than 50 values is left out, and one that only says the class once more.
+
     A value that only fakes have, such as a method of forging, has no AUC of its own: `auc_vs_other_class` sets its
     images against all images of the other class. Accuracy comes with its 95 % interval, clustered by group.
 
@@ -160,7 +166,8 @@ def by_attribute(rows: pd.DataFrame, p_fake: np.ndarray, threshold: float, resam
     table = []
     for attribute in (name for name in rows.columns if name not in COLUMNS):
         values = rows[attribute].to_numpy()
-        if not VALUES[0] <= len(set(values)) <= VALUES[1]:
+        pairs = len(set(zip(values, rows["class"], strict=True)))
+        if not VALUES[0] <= len(set(values)) <= VALUES[1] or pairs == len(set(values)) == rows["class"].nunique():
             continue
         for value in sorted(set(values)):
             own = values == value

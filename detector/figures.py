@@ -553,7 +553,7 @@ def risk_coverage(
     coverage: np.ndarray,
     risk: np.ndarray,
     operating: tuple[float, float] | None = None,
-    title: str = "Fewer errors when unsure images are left to a person",
+    title: str = "What leaving unsure images to a person brings",
 ) -> Figure:
     """Error rate among the images called when only the surest are.
 
@@ -572,7 +572,7 @@ def risk_coverage(
     if operating and operating[0] != 1 and not np.isnan([*map(_finite, operating)]).any():
         share, wrong = operating
         points.append((share, wrong, f"{_percent(share)} called\n{_percent(wrong)} wrong"))
-        said += f", {_percent(wrong)} when the surest {_percent(share)} are"
+        said += f", {_percent(wrong)} of those outside the unsure band, {_percent(share)} of all"
     figure = _page(title, f"{said}.", 4.4)
     ax = figure.subplots()
     ax.plot(coverage, risk, color=VALIDATION)

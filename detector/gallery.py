@@ -70,7 +70,7 @@ def evaluation(
                 curve["coverage"],
                 curve["risk"],
                 None if None in operating else operating,
-                f"Fewer errors when unsure images are left to a person: {name}",
+                f"What leaving unsure images to a person brings: {name}",
             ),
         )
     if len(ladder):
@@ -108,12 +108,13 @@ def images(
         low, high = scoring.EPSILON, 1 - scoring.EPSILON
         sure = np.abs(logit(rows["p_fake"].clip(low, high)) - logit(np.clip(threshold, low, high)))
         wrong = rows.assign(sure=sure)[(rows["p_fake"] >= threshold) != (rows["label"] == 1)]
+        many = f"{name}, the first {MISTAKES} of {len(wrong):,}" if len(wrong) > MISTAKES else name
         worst = wrong.sort_values("sure", ascending=False, kind="stable").head(MISTAKES)
         captions = [
             f"is {kind}, called {called}\nP(fake) {score:.3f}"
             for kind, called, score in zip(worst["class"], worst["called"], worst["p_fake"], strict=True)
         ]
-        yield f"mistakes_{name}", figures.mistakes(stored(name, worst), captions, f"The surest mistakes: {name}")
+        yield f"mistakes_{name}", figures.mistakes(stored(name, worst), captions, f"The surest mistakes: {many}")
 
 
 def duplicates(examples: Sequence[Mapping], folder: Path) -> Figure:

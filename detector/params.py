@@ -59,6 +59,8 @@ class DataParams(Section):
     def _folder_needs_path(self) -> "DataParams":
         if self.source == "folder" and not self.path:
             raise ValueError("data.path: must name a folder or an archive when data.source is folder")
+        if self.path and self.source != "folder":
+            raise ValueError(f"data.path: is not used when data.source is {self.source}; set data.source to folder")
         return self
 
 

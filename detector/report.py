@@ -20,7 +20,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from detector.scoring import FEW_GROUPS
+
 UNDEFINED = "not defined"
+ABOUT_RUN = ("commit", "uncommitted", "experiment", "mlflow_run")  # of `run`; its other keys are parameters
 DRAWN = "the drawn sample"
 COUNTED = {  # the metrics that are a share of images
     "accuracy": "images called right",
@@ -35,7 +38,6 @@ PROPERTIES = {
     "thumbnail": "A thumbnail of 16x16 pixels",
 }
 FEW_IMAGES = 300  # of a class; below it, half of the 95 % interval of a rate of 10 % is 3.4 points or more
-FEW_GROUPS = 30  # fewer make the cluster bootstrap's intervals too narrow (see `detector.scoring`)
 WIDE = 0.1  # of an interval
 LOPSIDED = 0.65  # share of the larger class from which on accuracy alone misleads
 RARE = 0.01  # share of fakes, for what a call of fake is worth where fakes are rare
@@ -69,14 +71,14 @@ def render(
         stress, by_attribute: metrics/stress.csv and metrics/by_attribute.csv; None or empty where there is none.
         pictures: name -> image file, the names as in metrics/plots/<name>.png. Each is shown where it
             belongs, one of an unknown name in an appendix; any may be absent.
-        run: "commit" and "mlflow_run", where known, and any parameters under their dotted keys, as
+        run: `ABOUT_RUN`, where known, and any parameters under their dotted keys, as
             `params.flatten` gives them; they are listed, and a few explain what was chosen.
     """
     album = _Album(pictures)
     stress = _numbers(stress, text=("name", "family", "arm"))
     by_attribute = _numbers(by_attribute, text=("set", "attribute", "value"))
     sections = [
-        Section("verdict", "The verdict", _verdict(calibration, evaluation)),
+        Section("verdict", "The verdict", _verdict(data, calibration, evaluation)),
         Section("tested", "What was tested", _tested(data, evaluation, album, run)),
         Section("choices", "How the choices were made", _choices(train, calibration, album, run)),
         Section("results", "Results on each test set", _results(calibration, evaluation, album)),
@@ -275,10 +277,12 @@ def _byline(data: Mapping, run: Mapping) -> list[str]:
     ]
 
 
-def _verdict(calibration: Mapping, evaluation: Mapping[str, Mapping]) -> list[Block]:
+def _verdict(data: Mapping, calibration: Mapping, evaluation: Mapping[str, Mapping]) -> list[Block]:
     home, *others = evaluation
     first = evaluation[home]
-    leads = [f"On its home test set, “{home}”, the detector {_in_short(first)}"]
+    leads = [f"On “{home}”, the test images of its own data, the detector {_in_short(first)}"]
+    if data["source"] == DRAWN:
+        leads.insert(0, "All faces here are drawn by a program: the figures say nothing about photographs.")
     if others:
         weakest = min(others, key=lambda name: evaluation[name]["accuracy"])
         which = "the other test set" if len(others) == 1 else f"the weakest of the {len(others)} others by that count"
@@ -390,7 +394,12 @@ def _guessing(evaluation: Mapping[str, Mapping]) -> Iterator[str]:
     """Test sets on which the scores may rank real and fake no better than a coin."""
     for name, metrics in evaluation.items():
         interval = _interval(metrics, "auc")
-        if interval and interval[0] <= 0.5:
+        if interval and interval[1] < 0.5:
+            yield (
+                f"On “{name}”, its scores are worse than guessing: AUC {_with_interval(metrics, 'auc')}; guessing has "
+                "0.5. Fake images score lower there than real ones."
+            )
+        elif interval and interval[0] <= 0.5:
             yield (
                 f"On “{name}”, its scores cannot be told from guessing: AUC {_with_interval(metrics, 'auc')}; "
                 "guessing has 0.5."
@@ -483,6 +492,10 @@ def _duplicates(found: Mapping | None, album: _Album) -> list[Block]:
         said += f"{_count(pairs, 'pair')} stood in two parts of the data that must be apart. {_fate(found)}"
     else:
         said += "No picture was found in two parts of the data that must be apart."
+    said += (
+        " The search sees through compression, scaling, mirroring, a little more light or contrast and a crop of a few "
+        "per cent; it misses many copies that were altered more strongly."
+    )
     places = {
         **{f"Leak: {where}": row for where, row in found["leaks"].items()},
         **{f"Between test sets: {where}": row for where, row in found["between_test_sets"].items()},
@@ -966,9 +979,8 @@ def _limits_of_sets(evaluation: Mapping[str, Mapping], run: Mapping) -> Iterator
 
 
 def _limits_of_data(data: Mapping, evaluation: Mapping[str, Mapping], run: Mapping) -> Iterator[tuple[str, str]]:
-    images = {name: sum(data["counts"][name].values()) for name in evaluation if name in data["counts"]}
-    groups = {name: data["groups"][name] for name in images}
-    single = [name for name, n in groups.items() if n == images[name]]
+    groups = {name: metrics["n_groups"] for name, metrics in evaluation.items()}
+    single = [name for name, n in groups.items() if n == evaluation[name]["n"]]
     if single:
         yield (
             "No groups",
@@ -1040,14 +1052,20 @@ def _limits_of_scope(
 
 def _again(data: Mapping, calibration: Mapping, run: Mapping) -> list[Block]:
     commands = [f"git checkout {run['commit']}"] if run.get("commit") else []
+    if run.get("experiment"):
+        commands = [f"dvc exp apply {run['experiment']}"]
+    elif run.get("uncommitted"):
+        commands.append("# there were uncommitted changes: set the parameters below in params.yaml")
     about = {
-        "Commit": run.get("commit"),
+        "Commit": run.get("commit")
+        and f"{run['commit']}{' with uncommitted changes' if run.get('uncommitted') else ''}",
+        "DVC experiment": run.get("experiment"),
         "MLflow run": run.get("mlflow_run"),
         "Digest of the data": data["digest"],
         "SHA-256 of the model": calibration["model"],
     }
     rows = [[what, str(value)] for what, value in about.items() if value]
-    params = [[key, _written(value)] for key, value in run.items() if key not in ("commit", "mlflow_run")]
+    params = [[key, _written(value)] for key, value in run.items() if key not in ABOUT_RUN]
     table = Table("Parameters of the run", ["Parameter", "Value"], params, words=True)
     return [
         Text(

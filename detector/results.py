@@ -39,3 +39,5 @@ def read_table(path: Path, texts: Collection[str]) -> pd.DataFrame:
         return pd.read_csv(path, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=numbers)
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run `dvc repro` first") from None
+    except ValueError:  # pandas's own errors and UnicodeDecodeError among them
+        raise UserError(f"{path}: damaged; run `dvc repro -f evaluate`") from None

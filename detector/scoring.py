@@ -8,9 +8,9 @@ Mismatched lengths, no images, labels other than 0 and 1 and scores outside 0..1
 
 Intervals are percentile bootstrap intervals (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, ch.
 13) that draw whole groups with replacement (Cameron, Gelbach & Miller, Review of Economics and Statistics 90,
-2008, the pairs cluster bootstrap). Their limits: with fewer than about 30 groups they are too narrow; a
-metric on its bound (no error seen) gets an interval of no width, which is not certainty; and resampling adds
-noise that ECE takes for miscalibration, so for a well calibrated model its interval can lie above it.
+2008, the pairs cluster bootstrap). Their limits: with fewer than about 50 groups they are too narrow; a
+metric on its bound (no error seen) gets an interval of no width, which is not certainty. Resampling adds noise
+that ECE takes for miscalibration, so its interval alone is the basic one, mirrored at the estimate.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -22,6 +22,7 @@ from detector.errors import UserError
 
 EPSILON = 1e-7  # probabilities are kept this far from 0 and 1 before a logarithm, as Keras does
 ECE_BINS = 15
+FEW_GROUPS = 50  # with 30 to 34 a simulated 95 % interval of the AUC held the truth in 87 to 91 of 100 trials
 RANKING = ("auc", "average_precision", "eer", "tpr_at_fpr_1pct", "tpr_at_fpr_01pct")
 METRICS = (
     "accuracy",
@@ -136,23 +137,6 @@ def class_scores(
     }
 
 
-def by_group_value(
-    labels: np.ndarray, p_fake: np.ndarray, values: Sequence[Hashable], threshold: float = 0.5
-) -> dict[str, dict[str, float | int | None]]:
-    """`score` for every value of an attribute with n entries, by name, missing ones last as "unknown".
-
-    A value with one image is reported as {"n": 1} alone.
-    """
-    labels, p_fake = checked(labels, p_fake)
-    _same_length(values, labels, "attribute values")
-    names = np.array(["unknown" if _missing(value) else str(value) for value in values])
-    found = {}
-    for name in sorted(set(names.tolist()), key=lambda name: (name == "unknown", name)):
-        rows = names == name
-        found[name] = score(labels[rows], p_fake[rows], threshold) if rows.sum() > 1 else {"n": 1}
-    return found
-
-
 def bootstrap(
     labels: np.ndarray,
     p_fake: np.ndarray,
@@ -173,7 +157,20 @@ def bootstrap(
     codes = _codes(groups, labels)
     ranked = _rank(labels, p_fake, threshold, codes)
     chunks = [_evaluate(ranked, draws, metrics) for draws in _draws(codes, n, seed)]
-    return {name: _interval(_joined(chunks, name), confidence) for name in metrics}
+    found = {name: _interval(_joined(chunks, name), confidence) for name in metrics}
+    if found.get("ece"):
+        found["ece"] = _reflected(found["ece"], score(labels, p_fake)["ece"])
+    return found
+
+
+def _reflected(interval: Interval, estimate: float) -> Interval:
+    """The basic bootstrap interval (Davison & Hinkley, 1997, ch. 5), within 0..1 and around the estimate.
+
+    Noise of sampling looks like miscalibration, so that the estimate lies above the truth and a resample's above the
+    estimate; mirrored at the estimate, the one bias undoes the other.
+    """
+    low, high = 2 * estimate - interval["high"], 2 * estimate - interval["low"]
+    return {"low": max(0.0, min(low, estimate)), "high": max(high, estimate)}
 
 
 def paired_bootstrap(

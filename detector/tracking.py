@@ -266,21 +266,22 @@ def _run_name() -> str:
 
 def _origin() -> dict[str, str]:
     """Tags that lead from a run back to the code: the commit, whether it was clean, the DVC experiment."""
-    commit = current_commit()
+    found = origin()
     tags = {"mlflow.source.type": "PROJECT", "mlflow.source.name": "dvc repro"}
-    if commit:
-        tags |= {
-            "mlflow.source.git.commit": commit,
-            "git.dirty": str(bool(_git("status", "--porcelain", "-uno"))).lower(),
-        }
-    if name := _experiment_name():
-        tags["dvc.experiment"] = name
+    if found["commit"]:
+        tags |= {"mlflow.source.git.commit": found["commit"], "git.dirty": str(found["uncommitted"]).lower()}
+    if found["experiment"]:
+        tags["dvc.experiment"] = found["experiment"]
     return tags
 
 
-def current_commit() -> str:
-    """The full hash of the commit in the working folder; "" where git knows none."""
-    return _git("rev-parse", "HEAD")
+def origin() -> dict[str, object]:
+    """Where the code comes from: commit ("" where git knows none), uncommitted (changes), experiment (DVC's, or "")."""
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted": bool(_git("status", "--porcelain", "-uno")),
+        "experiment": _experiment_name() or "",
+    }
 
 
 def _git(*arguments: str) -> str:

@@ -51,7 +51,6 @@ def main() -> None:
     validation, classes = manifest[manifest["split"] == "validation"], detector.card.classes
     calibrating = partial(outputs, name="calibration")
     calibration, chosen_on = choose_calibration(validation, calibrating, classes, settings, seed)
-    calibration_file = save_calibration(calibration, MODEL, chosen_on)
 
     found, ladder = {}, pd.DataFrame(columns=RUNG_COLUMNS)
     places = {**dict.fromkeys(test_sets(manifest), PREPARED), **{name: EXTRA / name for name in extra}}
@@ -68,6 +67,7 @@ def main() -> None:
             ladder = stress_ladder(rows, partial(outputs, name="stress"), calibration, settings.stress_images, seed)
             found[name].metrics["stress"] = stress_summary(ladder)
 
+    calibration_file = save_calibration(calibration, MODEL, chosen_on)
     evaluation = {name: result.metrics for name, result in found.items()}
     write_json(EVALUATION, evaluation)
     ladder.to_csv(STRESS, index=False)
@@ -76,6 +76,7 @@ def main() -> None:
         rows.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)
 
     logged = {key: value for key, value in flatten(params).items() if key.startswith("evaluate.")}
+    logged |= {f"evaluate.extra_sets.{name}": facts["digest"] for name, facts in extra.items()}
     run_id = tracking.evaluation_run(read_text(TRAINING_RUN), logged, {"data.digest": detector.card.data_digest})
     EVALUATION_RUN.write_text(run_id + "\n")
     tracking.log_metrics(run_id, evaluation)
@@ -90,15 +91,21 @@ def main() -> None:
 
 
 def report(evaluation: dict[str, dict]) -> None:
-    """Print each set's headline numbers with their 95 % intervals, in per cent."""
+    """Print each set's headline numbers with their 95 % intervals, and what was left out of it."""
+    shown = {"accuracy": ("right", ".1%"), "auc": ("AUC", ".3f"), "false_accusation_rate": ("real called fake", ".1%")}
     for name, metrics in evaluation.items():
         numbers = []
-        for key, said in (("accuracy", "right"), ("auc", "AUC"), ("false_accusation_rate", "real called fake")):
+        for key, (said, form) in shown.items():
             if metrics[key] is not None:
                 interval = metrics["intervals"][key]
-                between = f" ({100 * interval['low']:.1f} to {100 * interval['high']:.1f})" if interval else ""
-                numbers.append(f"{said} {100 * metrics[key]:.1f}{between}")
+                between = f" ({interval['low']:{form}} to {interval['high']:{form}})" if interval else ""
+                numbers.append(f"{said} {metrics[key]:{form}}{between}")
         print(f"{name:16s} n {metrics['n']:,}  " + "  ".join(numbers))
+        if metrics.get("set_aside"):
+            print(
+                f"{'':16s} set aside: {metrics['set_aside']:,}; of the set {metrics['seen_in_training']:,} stand in the"
+                f" training data, {metrics['seen_in_test']:,} in a test split ({EXTRA}/sets.json)"
+            )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """Stage 4: draw every picture and write the report from what the other stages wrote; TensorFlow is not needed."""
 
-import shutil
 from itertools import chain
 
 import pandas as pd
 
 from detector import figures, gallery, report, tracking
 from detector.calibration import read_calibration
+from detector.data.ingest import replaced_folder
 from detector.data.shards import read_manifest, test_sets
-from detector.errors import exit_on_user_error
+from detector.errors import UserError, exit_on_user_error
 from detector.params import flatten, load_params
 from detector.paths import (
     BY_ATTRIBUTE,
@@ -36,6 +36,8 @@ def main() -> None:
     predictions = read_table(PREDICTIONS, texts=["path", "set", "class", "group", "called", "verdict", "sha256"])
     ladder = read_table(STRESS, texts=["name", "family", "arm"])
     attributes = read_table(BY_ATTRIBUTE, texts=["set", "attribute", "value"])
+    if any(metrics["threshold"] != calibration.threshold for metrics in evaluation.values()):
+        raise UserError(f"{EVALUATION}: made with another calibration than {CALIBRATION}; run `dvc repro -f evaluate`")
     in_prepared = test_sets(read_manifest(PREPARED))
     places = {name: PREPARED if name in in_prepared else EXTRA / name for name in evaluation}
 
@@ -51,12 +53,12 @@ def main() -> None:
         if params.data.source == "sample":
             pictures.append([("sample", gallery.sample_sheet(PREPARED))])
 
-    shutil.rmtree(PLOTS, ignore_errors=True)
-    for name, figure in chain.from_iterable(pictures):
-        figures.save(figure, PLOTS / f"{name}.png")
+    with replaced_folder(PLOTS) as folder:
+        for name, figure in chain.from_iterable(pictures):
+            figures.save(figure, folder / f"{name}.png")
     drawn = {file.stem: file for file in sorted(PLOTS.iterdir())}
     run_id = read_text(EVALUATION_RUN)
-    origin = {"commit": tracking.current_commit(), "mlflow_run": run_id, **flatten(params)}
+    origin = {**tracking.origin(), "mlflow_run": run_id, **flatten(params)}
     page = report.render(
         data, read_json(TRAIN_SUMMARY), read_json(CALIBRATION), evaluation, ladder, attributes, drawn, origin
     )

@@ -15,6 +15,7 @@ from detector.data.duplicates import (
     fingerprint,
     resolve,
     resolve_test_set,
+    shared_sources,
     summary,
 )
 from detector.data.pipeline import map_ahead
@@ -62,7 +63,7 @@ def examine(source: Source) -> tuple[Images, list[tuple[Entry, str]]]:
     return Images(entries, **columns), [(source.entries[i], broken[i]) for i in sorted(broken)]
 
 
-def audit(images: Images, real: str, policy: str, rng: np.random.Generator) -> tuple[Resolution, dict]:
+def audit(images: Images, real: str, policy: str, rng: np.random.Generator) -> tuple[Resolution, list[str], dict]:
     """Find duplicates and shortcuts among `images`.
 
     Args:
@@ -72,36 +73,42 @@ def audit(images: Images, real: str, policy: str, rng: np.random.Generator) -> t
         rng: for `shortcut_audit`, which sees the images that stay.
 
     Returns:
-        What is to happen to each image, and the account {"duplicates", "shortcuts"} for metrics/data.json.
+        What is to happen to each image, its group (see `duplicates.shared_sources`), and the account {"duplicates",
+        "shortcuts"} for metrics/data.json.
     """
     splits = np.array([entry.split for entry in images.entries])
     kinds = np.array([entry.kind for entry in images.entries])
     groups = [entry.group for entry in images.entries]
     duplicates = find_duplicates(images.fingerprints)
     resolution = resolve(duplicates, splits, kinds, policy, groups)
-    keep = resolution.keep
+    keep, sources = resolution.keep, shared_sources(duplicates, splits, groups)
     shortcuts = shortcut_audit(
         images.features if keep.all() else images.features[keep],
         (kinds != real).astype(int)[keep],
         splits[keep],
         rng,
-        list(compress(groups, keep)),
+        list(compress(sources, keep)),
     )
     paths = [entry.path for entry in images.entries]
     found = {"policy": policy, **summary(duplicates, resolution, splits, kinds, paths)}
-    return resolution, {"duplicates": found, "shortcuts": shortcuts}
+    return resolution, sources, {"duplicates": found, "shortcuts": shortcuts}
 
 
-def audit_test_set(images: Images, trained: np.ndarray) -> Resolution:
+def audit_test_set(images: Images, known: np.ndarray) -> tuple[Resolution, list[str]]:
     """Find what must not stay in a further test set; see `duplicates.resolve_test_set`.
 
     Args:
         images: of the set.
-        trained: (m,) of dtype `duplicates.FINGERPRINT`, the images that a model was made with.
+        known: (m,) of dtype `duplicates.FINGERPRINT`, the images that a model was made and tested with.
+
+    Returns:
+        What is to happen to each image, and its group (see `duplicates.shared_sources`).
     """
-    duplicates = find_duplicates(np.concatenate([trained, images.fingerprints]))
+    duplicates = find_duplicates(np.concatenate([known, images.fingerprints]))
     kinds, groups = zip(*((entry.kind, entry.group) for entry in images.entries), strict=True)
-    return resolve_test_set(duplicates, len(trained), kinds, groups)
+    splits = ["known"] * len(known) + ["set"] * len(groups)
+    sources = shared_sources(duplicates, splits, [f"known {i}" for i in range(len(known))] + list(groups))
+    return resolve_test_set(duplicates, len(known), kinds, groups), sources[len(known) :]
 
 
 _COLUMNS = {"fingerprints": FINGERPRINT, "features": FEATURES, "files": FILE}  # as `_look` returns them

@@ -142,6 +142,31 @@ def clusters(duplicates: Duplicates) -> np.ndarray:
     return connected_components(coo_array((np.ones(len(rows), bool), (rows, columns)), (n, n)), directed=False)[1]
 
 
+def shared_sources(duplicates: Duplicates, splits: Sequence[str], groups: Sequence[str]) -> list[str]:
+    """Return the n groups anew: copies within a split come from one source, and so do all images of their groups.
+
+    A group joined with others takes the first of their names.
+    """
+    if not len(groups):
+        return []
+    splits = np.asarray(splits)
+    names, group = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    _, split = np.unique(splits, return_inverse=True)
+    of_pixels = duplicates.first * (split.max() + 1) + split  # the same pixels in the same split
+    known, picture = np.unique(of_pixels, return_inverse=True)
+    a, b = (np.add.outer(duplicates.near[end] * (split.max() + 1), np.arange(split.max() + 1)).ravel() for end in "ab")
+    both = np.isin(a, known) & np.isin(b, known)
+    near = [np.searchsorted(known, ends[both]) for ends in (a, b)]
+    # Nodes: the groups, then the pictures; an image joins its group and its picture.
+    rows = np.concatenate([group, len(names) + near[0]])
+    columns = np.concatenate([len(names) + picture, len(names) + near[1]])
+    nodes = len(names) + len(known)
+    _, source = connected_components(coo_array((np.ones(len(rows), bool), (rows, columns)), (nodes, nodes)), False)
+    first = np.full(nodes, len(names))
+    np.minimum.at(first, source[: len(names)], np.arange(len(names)))
+    return names[first[source[group]]].tolist()
+
+
 def resolve(
     duplicates: Duplicates,
     splits: Sequence[str],

@@ -13,21 +13,24 @@ from detector.paths import existing_path
 from detector.results import write_json
 
 KEY = "evaluate.extra_sets"
+LONGEST = 60  # characters of a name that becomes part of file names
 
 
-def write_extra_sets(params: Params, prepared: Path, folder: Path) -> dict[str, dict[str, int]]:
+def write_extra_sets(params: Params, prepared: Path, folder: Path) -> dict[str, dict[str, object]]:
     """Write each of `evaluate.extra_sets` into a folder of its own below `folder`, which is replaced, and sets.json.
 
     Args:
-        prepared: the data that the model was trained on; what stands there, too, is no test of transfer.
+        prepared: the data that the model was made and tested with; what stands there, too, is no test of transfer.
 
     Returns:
-        By the set's name: how many images were set aside, and how many were seen in training.
+        By the set's name: how many images were set aside, seen in training, seen in a test split; the set's digest.
 
     Raises:
         UserError: one of them is not there, holds no image to score, or two would bear one name.
     """
     places = [existing_path(KEY, value) for value in params.evaluate.extra_sets]
+    if len(set(places)) < len(places):
+        raise UserError(f"{KEY}: names one place twice; remove one of the two")
     names = set_names(places, taken=read_manifest(prepared)["split"].unique())
     summaries = {}
     with replaced_folder(folder) as part:
@@ -39,7 +42,10 @@ def write_extra_sets(params: Params, prepared: Path, folder: Path) -> dict[str, 
             )
         write_json(part / "sets.json", summaries)
     return {
-        name: {"set_aside": found["set_aside"]["images"], "seen_in_training": found["seen_in_training"]}
+        name: {
+            "set_aside": found["set_aside"]["images"],
+            **{fact: found[fact] for fact in ("seen_in_training", "seen_in_test", "digest")},
+        }
         for name, found in summaries.items()
     }
 
@@ -55,9 +61,10 @@ def set_names(places: Sequence[Path], taken: Collection[str]) -> list[str]:
         own = place.name if place.is_dir() else re.sub(r"(\.tar)?\.\w+$", "", place.name)
         for parts in ([own], [place.parent.name, own], [place.parent.parent.name, place.parent.name, own]):
             name = re.sub(r"[^\w.-]+", "_", "-".join(filter(None, parts))).strip("._-")
-            if name and name.lower() not in {other.lower() for other in [*names, *taken]}:
+            name = name[:LONGEST]
+            if name and name.lower() not in {other.lower() for other in [*names, *taken, "sets.json"]}:
                 names.append(name)
                 break
         else:
-            raise UserError(f"{KEY}: {place} would be called like another test set; rename it or name it once")
+            raise UserError(f"{KEY}: {place} would be called like another test set; rename it")
     return names

@@ -86,7 +86,8 @@ def ingest(source: Source, folder: Path, max_side: int, policy: Policy, rng: np.
     images, broken = examine(source)
     outcasts = [Outcast(entry, reason) for entry, reason in broken]
     _check_complete(source, images.entries, outcasts)
-    resolution, account = audit(images, source.classes[0], policy, rng)
+    resolution, sources, account = audit(images, source.classes[0], policy, rng)
+    images = _regrouped(images, sources)
     for i in np.flatnonzero(~resolution.keep):
         partner = images.entries[resolution.partner[i]]
         kind = CONFLICT if resolution.reason[i] == "conflict" else f"same picture in {partner.split}"
@@ -102,12 +103,13 @@ def ingest(source: Source, folder: Path, max_side: int, policy: Policy, rng: np.
 def ingest_test_set(source: Source, folder: Path, name: str, max_side: int, prepared: Path, policy: Policy) -> dict:
     """Write a further test set to `folder` as `ingest` would, with `name`, good in a file's name, for its split.
 
-    With the policy "drop", an image that also stands in the train or validation split of `prepared`, the data that
-    the model was made with, is left out. Images of one picture under two labels are left out under either policy.
+    With the policy "drop", an image that also stands in `prepared`, the data that the model was made and tested with,
+    is left out. Images of one picture under two labels are left out under either policy.
 
     Returns:
         {"source", "classes", "images", "counts": {class: n}, "groups": n, "sizes", "scaled_down", "set_aside",
-        "ignored_files", "seen_in_training": images found in train or validation, "digest"}.
+        "ignored_files", "seen_in_training": images found in train or validation, "seen_in_test": in a test split only,
+        "digest"}.
 
     Raises:
         UserError: no image is left, or a file changed between the two readings.
@@ -115,15 +117,18 @@ def ingest_test_set(source: Source, folder: Path, name: str, max_side: int, prep
     images, broken = examine(source)
     images = replace(images, entries=[replace(entry, split=name) for entry in images.entries])
     outcasts = [Outcast(entry, reason) for entry, reason in broken]
-    keep, seen = np.ones(len(images.entries), bool), 0
+    keep, trained, tested = np.ones(len(images.entries), bool), 0, 0
     if images.entries:
         manifest = read_manifest(prepared)
         fingerprints = read_fingerprints(prepared, len(manifest))
-        trained = manifest["split"].isin(("train", "validation")).to_numpy()
-        paths, splits = (manifest[column][trained].to_list() for column in ("path", "split"))
-        resolution = audit_test_set(images, fingerprints[trained])
+        # What was trained on comes first, so that it is named where both hold the picture.
+        order = np.argsort(~manifest["split"].isin(("train", "validation")).to_numpy(), kind="stable")
+        paths, splits = (manifest[column].to_numpy()[order] for column in ("path", "split"))
+        resolution, sources = audit_test_set(images, fingerprints[order])
+        images = _regrouped(images, sources)
         leak = resolution.reason == "leak"
-        seen = int(leak.sum())
+        trained = int(np.isin(splits[resolution.partner[leak]], ("train", "validation")).sum())
+        tested = int(leak.sum()) - trained
         keep = resolution.keep | (leak if policy == "report" else False)
         for i in np.flatnonzero(~keep):
             partner = resolution.partner[i]
@@ -136,7 +141,12 @@ def ingest_test_set(source: Source, folder: Path, name: str, max_side: int, prep
         raise UserError(f"evaluate.extra_sets: {source.name} has no image left to score ({why}); name another set")
     summary = _write(source, images, keep, outcasts, folder, max_side)
     (counts,), (groups,) = summary["counts"].values(), summary["groups"].values()
-    return {**summary, "counts": counts, "groups": groups, "seen_in_training": seen}
+    return {**summary, "counts": counts, "groups": groups, "seen_in_training": trained, "seen_in_test": tested}
+
+
+def _regrouped(images: Images, groups: list[str]) -> Images:
+    entries = [replace(entry, group=group) for entry, group in zip(images.entries, groups, strict=True)]
+    return replace(images, entries=entries)
 
 
 def read_fingerprints(folder: Path, count: int) -> np.ndarray:

@@ -232,6 +232,12 @@ def test_every_metric_for_each_value():
     assert pd.isna(row["auc_vs_other_class"])
 
 
+def test_an_attribute_that_says_the_class_once_more_is_left_out():
+    rows = rows_of(20, method=["camera", "swap"] * 10, half=["a", "a", "b", "b"] * 5)
+    table = by_attribute(rows, outputs_for(rows), 0.5, resamples=100, seed=0)
+    assert set(table["attribute"]) == {"half"}
+
+
 def test_a_method_of_forging_is_set_against_all_real_images():
     rows = rows_of(60, method=["camera", "swap", "camera", "paste"] * 15)
     p_fake = outputs_for(rows)

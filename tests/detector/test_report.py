@@ -62,6 +62,7 @@ def metrics(n_real: int, n_fake: int, accused: int, missed: int, n: int = 100, *
         **scoring.score(labels, p, 0.5),
         "uncalibrated": {"brier": 0.2, "loss": 0.5, "ece": 0.123},
         "selective": calibration.selective(labels, p, 0.5, (0.4, 0.6)),
+        "n_groups": (len(p) + 1) // 2,
         "intervals": scoring.bootstrap(labels, p, (np.arange(len(p)) // 2).tolist(), 0.5, n=n),
         "per_class": scoring.per_class(labels, called, classes),
         "confusion": scoring.confusion(labels, called, classes),
@@ -351,6 +352,9 @@ def test_scores_that_may_be_guesses_are_called_so():
     assert said in Page(render(**inputs({"test": m}))).text
     m["intervals"]["auc"]["low"] = 0.501
     assert "cannot be told" not in Page(render(**inputs({"test": m}))).text
+    m |= {"auc": 0.36, "intervals": m["intervals"] | {"auc": {"low": 0.22, "high": 0.44}}}
+    said = Page(render(**inputs({"test": m}))).text
+    assert "worse than guessing: AUC 0.360" in said and "cannot be told" not in said
 
 
 @pytest.mark.parametrize(
@@ -452,11 +456,6 @@ def test_limits_go_when_their_reason_goes():
             ),
             "“test” 2 pairs",
         ),
-        (
-            lambda data: data["groups"].update(test=200),
-            "No groups. Every image counts as a source of its own on “test”",
-        ),
-        (lambda data: data["groups"].update(test=12), "the intervals are too narrow: “test” 12."),
     ],
 )
 def test_a_limit_of_the_data(change, head):
@@ -464,6 +463,20 @@ def test_a_limit_of_the_data(change, head):
     assert head not in limits(**given_)
     change(given_["data"])
     assert head in limits(**given_)
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        (200, "No groups. Every image counts as a source of its own on “test”"),
+        (12, "the intervals are too narrow: “test” 12."),
+    ],
+)
+def test_a_limit_of_the_groups(groups, said):
+    given_ = inputs()
+    assert said not in limits(**given_)
+    given_["evaluation"]["test"]["n_groups"] = groups
+    assert said in limits(**given_)
 
 
 def test_a_threshold_set_by_hand_is_not_called_chosen():

@@ -169,17 +169,6 @@ def test_bad_input_is_one_line(function, labels, p_fake, message):
     assert "\n" not in str(caught.value)
 
 
-def test_by_group_value():
-    labels, p_fake = drawn(6)
-    found = scoring.by_group_value(labels, p_fake, ["b", "", None, "b", float("nan"), 7], 0.4)
-    assert list(found) == ["7", "b", "unknown"]
-    assert found["7"] == {"n": 1}
-    assert found["b"] == score(labels[[0, 3]], p_fake[[0, 3]], 0.4)
-    assert found["unknown"] == score(labels[[1, 2, 4]], p_fake[[1, 2, 4]], 0.4)
-    with pytest.raises(UserError, match="5 attribute values for 6"):
-        scoring.by_group_value(labels, p_fake, ["b"] * 5)
-
-
 # --- classes
 
 
@@ -238,6 +227,9 @@ def test_bootstrap_is_the_score_of_every_resample(n, decimals, grouped):
     for name in METRICS:
         for samples in ([s[name] for s in by_copy], [s[name] for s in by_weight]):
             low, high = np.quantile(samples, [0.1, 0.9])
+            if name == "ece":  # the basic interval, around the estimate
+                estimate = score(labels, p_fake)["ece"]
+                low, high = max(0, min(2 * estimate - high, estimate)), max(2 * estimate - low, estimate)
             assert found[name] == {"low": pytest.approx(low, abs=1e-9), "high": pytest.approx(high, abs=1e-9)}
 
 
@@ -310,6 +302,16 @@ def test_resamples_without_an_answer_are_left_out():
     assert one_class["false_accusation_rate"] == {"low": 0.0, "high": 1.0}
     assert set(bootstrap([1], [0.4]).values()) == {None}
     assert set(bootstrap([0, 1], [0.4, 0.6], ["same", "same"]).values()) == {None}
+
+
+def test_the_interval_of_a_calibrated_models_ece_holds_the_estimate_and_goes_down_towards_the_truth():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        p_fake = rng.random(400)
+        labels = (rng.random(400) < p_fake).astype(int)
+        estimate, found = score(labels, p_fake)["ece"], bootstrap(labels, p_fake, metrics=["ece"], n=200, seed=1)["ece"]
+        assert 0 <= found["low"] <= estimate <= found["high"]
+        assert found["low"] < 0.6 * estimate
 
 
 def test_bad_arguments_of_the_bootstrap():

@@ -18,6 +18,7 @@ from detector.data.duplicates import (
     fingerprint,
     resolve,
     resolve_test_set,
+    shared_sources,
     summary,
 )
 
@@ -327,3 +328,22 @@ def test_a_further_test_set_agrees_with_comparing_all_with_all(case, data):
     for i in np.flatnonzero(~resolution.keep):
         partner = resolution.partner[i] + (trained if resolution.reason[i] == "conflict" else 0)
         assert (i + trained, partner) in image_pairs(found)
+
+
+# ---- shared_sources
+
+
+def test_copies_within_a_split_share_a_source_and_so_do_their_groups():
+    splits = ["test", "test", "test", "test", "train", "train", "test"]
+    groups = ["b", "b", "a", "c", "d", "e", "f"]
+    first = np.array([0, 1, 2, 3, 3, 5, 6])  # 4, in train, has the pixels of 3, in test
+    near = np.array([(1, 2, 0.1, False), (3, 5, 0.1, False)], PAIR)  # 5, in train, resembles both
+    found = shared_sources(Duplicates(first, near, 0, True), splits, groups)
+    assert found == ["a", "a", "a", "c", "d", "d", "f"]
+
+
+def test_without_copies_every_group_stays():
+    groups = ["x", "y", "x", ""]
+    nothing = Duplicates(np.arange(4), np.empty(0, PAIR), 0, True)
+    assert shared_sources(nothing, ["train", "test", "test", "train"], groups) == groups
+    assert shared_sources(Duplicates(np.arange(0), np.empty(0, PAIR), 0, True), [], []) == []

@@ -407,13 +407,14 @@ def test_what_was_seen_in_training_is_counted_and_dropped_or_not(
         "test/camera/exact.jpg": complete["train/real/0.jpg"],
         "test/gan/again.jpg": encode(decode(complete["validation/fake/1.jpg"]), "JPEG", quality=60),
     }
-    tested = {"test/camera/tested.jpg": complete["test/real/0.jpg"]}  # was judged, and taught nothing
+    tested = {"test/camera/tested.jpg": complete["test/real/0.jpg"]}  # judged already
     summary = ingest_test_set(foreign(seen | tested), tmp_path, "phones", 1024, trained, policy)
-    assert summary["seen_in_training"] == 2
-    assert summary["images"] == len(read_manifest(tmp_path)) == left + 1
+    assert (summary["seen_in_training"], summary["seen_in_test"]) == (2, 1)
+    assert summary["images"] == len(read_manifest(tmp_path)) == left + (policy == "report")
     assert set_aside(tmp_path)[1:] == (
         [
             ["test/camera/exact.jpg", "same picture as train/real/0.jpg in train"],
+            ["test/camera/tested.jpg", "same picture as test/real/0.jpg in test"],
             ["test/gan/again.jpg", "same picture as validation/fake/1.jpg in validation"],
         ]
         if policy == "drop"
