@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test lint ui clean
+.PHONY: help repro test lint experiments ui clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 repro: $(VENV)/.installed  ## install what is needed, then prepare, train, evaluate and plot
 	dvc repro
@@ -19,6 +19,9 @@ test: $(VENV)/.installed-dev  ## install what is needed, then run all tests
 
 lint: $(VENV)/.installed-dev  ## check style and formatting of the code
 	ruff check . && ruff format --check .
+
+experiments: $(VENV)/.installed  ## list the DVC experiments with what changed and the headline metrics
+	dvc exp show --only-changed --drop '.*(intervals|uncalibrated|selective|per_class|confusion|stress|classes|_groups|duplicates|shortcuts|set_aside|sizes|counts|groups|digest|[.]n|best|weights_note|[.]py|[.]html|detector/|metrics/|models/|data/).*'
 
 ui: $(VENV)/.installed  ## open the MLflow UI on http://127.0.0.1:5000 (another port: make ui PORT=5001)
 	python -m detector.tracking $(or $(PORT),5000)
