@@ -289,10 +289,10 @@ def _sentence(name: str, n: int, metric: str, values: Mapping, better: str | Non
         p = _p(values["p_value"], "p = ")
         return f"{winner} is better than {loser} on {name}: {title} {change} ({interval}), {p}"
     if low == high == 0:
-        return f"No difference on {name}: {title} {change}, the same in every resample"
+        return f"No difference in {title} on {name}: {change}, the same in every resample"
     ahead, behind = (-low, high) if values["lower_is_better"] else (high, -low)
     return (
-        f"No difference that {n} images could show on {name}: {title} {change} ({interval}), "
+        f"No difference in {title} that {n} images could show on {name}: {change} ({interval}), "
         f"{_p(values['p_value'], 'p = ')}; B may still be better by {max(0, ahead):.{digits}f} "
         f"or worse by {max(0, behind):.{digits}f}"
     )

@@ -283,6 +283,8 @@ def _verdict(data: Mapping, calibration: Mapping, evaluation: Mapping[str, Mappi
     leads = [f"On “{home}”, the test images of its own data, the detector {_in_short(first)}"]
     if data["source"] == DRAWN:
         leads.insert(0, "All faces here are drawn by a program: the figures say nothing about photographs.")
+    leads += _guessing({home: first})
+    elsewhere = {name: evaluation[name] for name in others}
     if others:
         weakest = min(others, key=lambda name: evaluation[name]["accuracy"])
         which = "the other test set" if len(others) == 1 else f"the weakest of the {len(others)} others by that count"
@@ -299,7 +301,13 @@ def _verdict(data: Mapping, calibration: Mapping, evaluation: Mapping[str, Mappi
             ]
         ),
         _forest("False accusations: real images called fake", evaluation, "false_accusation_rate"),
-        Points([*_meaning(home, first), *_guessing(evaluation), _band_in_words(calibration)]),
+        Points(
+            [
+                *_meaning(home, first),
+                *_guessing({name: evaluation[name] for name in others}),
+                _band_in_words(calibration),
+            ]
+        ),
         Text(
             Markup("What these figures rest on, and what they cannot say, is under {}.").format(
                 Markup('<a href="#limits">What is not known</a>')
@@ -1204,8 +1212,6 @@ def _listed(names: Sequence[str]) -> str:
 def _written(value: object) -> str:
     if isinstance(value, str):
         return value
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
     if isinstance(value, list | tuple):
         return ", ".join(map(_written, value)) or "none"
     return json.dumps(value, default=str)

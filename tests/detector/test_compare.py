@@ -333,7 +333,7 @@ def test_what_an_interval_around_nothing_leaves_open():
         one = compare(a, b, metric=metric)["sets"]["test"]
         values = one["metrics"][metric]
         assert one["better"] == "neither"
-        assert one["says"].startswith("No difference that 100 images could show on test: ")
+        assert one["says"].startswith("No difference in loss that 100 images could show on test: ")
         better, worse = (values["high"], -values["low"]) if metric == "auc" else (-values["low"], values["high"])
         assert one["says"].endswith(f"B may still be better by {better:.3f} or worse by {worse:.3f}")
 
