@@ -304,7 +304,7 @@ def _verdict(data: Mapping, calibration: Mapping, evaluation: Mapping[str, Mappi
         Points(
             [
                 *_meaning(home, first),
-                *_guessing({name: evaluation[name] for name in others}),
+                *_guessing(elsewhere),
                 _band_in_words(calibration),
             ]
         ),

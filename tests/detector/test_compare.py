@@ -329,11 +329,11 @@ def test_the_better_one_is_named_whichever_way_the_metric_points(metric):
 
 def test_what_an_interval_around_nothing_leaves_open():
     a, b = run(predictions(n=100)), run(predictions(n=100, seed=2))
-    for metric in ("auc", "loss"):
+    for metric, title in (("auc", "AUC"), ("loss", "loss")):
         one = compare(a, b, metric=metric)["sets"]["test"]
         values = one["metrics"][metric]
         assert one["better"] == "neither"
-        assert one["says"].startswith("No difference in loss that 100 images could show on test: ")
+        assert one["says"].startswith(f"No difference in {title} that 100 images could show on test: ")
         better, worse = (values["high"], -values["low"]) if metric == "auc" else (-values["low"], values["high"])
         assert one["says"].endswith(f"B may still be better by {better:.3f} or worse by {worse:.3f}")
 
