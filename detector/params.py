@@ -82,8 +82,22 @@ class ModelParams(Section):
         return self
 
 
+class CorruptionParams(Section):
+    """Damage to training images: the probability of each arm, and its strength."""
+
+    generic: Annotated[float, Field(ge=0, le=1)]
+    matched: Annotated[float, Field(ge=0, le=1)]
+    strength: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)]
+
+    @model_validator(mode="after")
+    def _strength_in_order(self) -> "CorruptionParams":
+        if self.strength[0] > self.strength[1]:
+            raise ValueError("augment.corruption.strength: must be [from, to] with from no larger than to")
+        return self
+
+
 class AugmentParams(Section):
-    """Geometric augmentation; see `detector.augment.geometry`."""
+    """What training images go through; see `detector.augment.recipe`."""
 
     rotation: Annotated[float, Field(ge=0, le=180)]
     width_shift: Annotated[float, Field(ge=0, lt=1)]
@@ -92,6 +106,7 @@ class AugmentParams(Section):
     zoom: Annotated[float, Field(ge=0, lt=1)]
     horizontal_flip: bool
     brightness: Annotated[list[Annotated[float, Field(gt=0, le=4)]], Field(min_length=2, max_length=2)]
+    corruption: CorruptionParams
 
     @model_validator(mode="after")
     def _brightness_in_order(self) -> "AugmentParams":

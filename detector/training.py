@@ -16,7 +16,7 @@ import pandas as pd
 from filelock import FileLock
 from tqdm import tqdm
 
-from detector.augment.geometry import augment
+from detector.augment.recipe import augment
 from detector.calibration import p_fake
 from detector.data.pipeline import stored_batches, training_batches
 from detector.data.shards import ShardReader, class_indices, class_names
