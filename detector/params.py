@@ -60,7 +60,9 @@ class DataParams(Section):
         if self.source == "folder" and not self.path:
             raise ValueError("data.path: must name a folder or an archive when data.source is folder")
         if self.path and self.source != "folder":
-            raise ValueError(f"data.path: is not used when data.source is {self.source}; set data.source to folder")
+            raise ValueError(
+                f"data.path: is not used when data.source is {self.source}; set it to null, or data.source to folder"
+            )
         return self
 
 

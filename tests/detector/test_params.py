@@ -244,6 +244,13 @@ def test_all_faults_are_told_at_once(refused):
     assert [message.count(f"{key}: ") for key in ("train.epochs", "model.dropout", "extra")] == [1, 1, 1]
 
 
+def test_a_path_without_a_folder_is_refused(load, refused):
+    content = changed("data.path", "faces")
+    assert refused(content).startswith("data.path: is not used when data.source is sample; set it to null, or ")
+    content["data"]["source"] = "folder"
+    assert load(content).data.path == "faces"
+
+
 def test_a_folder_needs_a_path(load, refused):
     content = changed("data.source", "folder")
     assert refused(content).startswith("data.path: ")
