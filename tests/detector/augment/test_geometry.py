@@ -18,6 +18,7 @@ NOTHING = {
     "zoom": 0,
     "horizontal_flip": False,
     "brightness": [1, 1],
+    "corruption": {"generic": 0, "matched": 0, "strength": [0, 1]},
 }
 
 
