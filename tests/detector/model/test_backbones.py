@@ -26,6 +26,13 @@ RANDOM = InitialWeights("random")
 A_FAMILY_EACH = ["efficientnet_b0", "efficientnetv2_b0", "convnext_tiny", "resnet50", "mobilenetv3_small"]
 
 
+@pytest.fixture(autouse=True)
+def freed():
+    """Sixteen networks at once would take gigabytes."""
+    yield
+    keras.utils.clear_session(free_memory=True)
+
+
 def params(name: str, size: int | None = None) -> ModelParams:
     return ModelParams(
         backbone=name,
