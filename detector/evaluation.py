@@ -115,7 +115,12 @@ def evaluate(
             called=called,
             verdict=calibration.verdicts(probabilities, classes),
             sha256=rows["sha256"],
-            **({} if probabilities.ndim == 1 else {f"p_{k}": p for k, p in zip(classes, probabilities.T, strict=True)}),
+            # Not p_<class>: a kind of fake may well be called fake.
+            **(
+                {}
+                if probabilities.ndim == 1
+                else {f"probability_{k}": p for k, p in zip(classes, probabilities.T, strict=True)}
+            ),
         ),
         attributes=by_attribute(rows, p_fake, calibration.threshold, resamples, seed),
         roc=pd.DataFrame({"set": rows["split"].iloc[0], **curve}),

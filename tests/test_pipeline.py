@@ -303,8 +303,8 @@ def test_kinds_of_fake_and_another_backbone(tmp_path):
     assert list(metrics["confusion"]) == list(metrics["per_class"]) == classes
     assert metrics["n_fake"] == 8 and 0 <= metrics["classes"]["macro_auc"] <= 1
     rows = pd.read_csv(clone.folder / "metrics/predictions.csv")
-    np.testing.assert_allclose(rows["p_fake"], 1 - rows["p_real"], atol=1e-9)
-    np.testing.assert_allclose(rows[[f"p_{name}" for name in classes]].sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(rows["p_fake"], 1 - rows["probability_real"], atol=1e-9)
+    np.testing.assert_allclose(rows[[f"probability_{name}" for name in classes]].sum(axis=1), 1, atol=1e-6)
     assert set(rows["called"]) <= set(classes)
     assert "Which kind of fake" in (clone.folder / "metrics/report.html").read_text()
 

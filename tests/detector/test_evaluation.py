@@ -189,7 +189,9 @@ def test_of_three_classes_the_binary_metrics_are_those_of_any_kind_of_fake(three
     found = evaluate(rows, outputs, UNCALIBRATED, ["camera", "paste", "swap"], resamples=100, seed=0)
     assert found.metrics["auc"] == pytest.approx(roc_auc_score(rows["label"], 1 - outputs[:, 0]))
     np.testing.assert_allclose(found.predictions["p_fake"], 1 - outputs[:, 0], atol=1e-6)
-    np.testing.assert_allclose(found.predictions[["p_camera", "p_paste", "p_swap"]], outputs, atol=1e-6)
+    np.testing.assert_allclose(
+        found.predictions[["probability_camera", "probability_paste", "probability_swap"]], outputs, atol=1e-6
+    )
     called = found.predictions["called"]
     assert sum(map(sum, (row.values() for row in found.metrics["confusion"].values()))) == 90
     for true in ("camera", "paste", "swap"):
@@ -202,6 +204,14 @@ def test_of_three_classes_the_binary_metrics_are_those_of_any_kind_of_fake(three
     assert classes["macro_f1"] == pytest.approx(f1_score(rows["class"], called, average="macro"))
     assert classes["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(rows["class"], called))
     assert classes["loss"] == pytest.approx(log_loss(truth, outputs))
+
+
+def test_a_kind_of_fake_may_be_called_fake(three_kinds):
+    rows, outputs = three_kinds
+    rows["class"] = rows["class"].replace({"paste": "fake"})
+    found = evaluate(rows, outputs, UNCALIBRATED, ["camera", "fake", "swap"], resamples=100, seed=0).predictions
+    np.testing.assert_allclose(found["p_fake"], 1 - outputs[:, 0], atol=1e-6)
+    np.testing.assert_allclose(found["probability_fake"], outputs[:, 1], atol=1e-6)
 
 
 def test_a_set_with_a_class_that_the_model_does_not_know_is_real_or_fake(three_kinds):
