@@ -31,11 +31,13 @@ class Calibration:
         temperature: divides the logit of the network's output.
         threshold: an image is called fake from this calibrated P(fake) on.
         unsure: (low, high) around the threshold; at low <= P(fake) < high the verdict is "unsure".
+        flip: whether all this was chosen for outputs averaged over an image and its mirror image.
     """
 
     temperature: float = 1.0
     threshold: float = 0.5
     unsure: tuple[float, float] = (0.5, 0.5)
+    flip: bool = False
 
     def apply(self, outputs: np.ndarray) -> np.ndarray:
         """Calibrated probabilities of the network's outputs: float64 of the same shape, (n,) or (n, classes)."""
@@ -110,7 +112,12 @@ def read_calibration(model: Path) -> Calibration:
     path = _beside(model)
     found = read_json(path)
     try:
-        calibration = Calibration(float(found["temperature"]), float(found["threshold"]), tuple(found["unsure"]))
+        calibration = Calibration(
+            float(found["temperature"]),
+            float(found["threshold"]),
+            tuple(found["unsure"]),
+            found.get("flip", False) is True,
+        )
         belongs_to, (low, high) = found["model"], calibration.unsure
         if not (calibration.temperature > 0 and 0 <= low <= calibration.threshold <= high <= NEVER):
             raise ValueError
@@ -171,6 +178,13 @@ def apply_temperature(outputs: np.ndarray, temperature: float) -> np.ndarray:
     if outputs.ndim < 2:
         return expit(_logit(outputs) / temperature)
     return softmax(_log(outputs) / temperature, axis=1)
+
+
+def mean_probabilities(outputs: Sequence[np.ndarray]) -> np.ndarray:
+    """Several opinions as one, by the mean of their log-odds: of float (n, 1), P(fake), or (n, classes) the same."""
+    if outputs[0].shape[1] == 1:
+        return expit(np.mean([_logit(output) for output in outputs], axis=0))
+    return softmax(np.mean([_log(output) for output in outputs], axis=0), axis=1)
 
 
 def choose_threshold(labels: np.ndarray, p_fake: np.ndarray, max_false_accusation_rate: float | None = None) -> float:

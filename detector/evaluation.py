@@ -4,7 +4,7 @@ The network itself stays outside: `Output` is whatever turns stored images, dama
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -54,6 +54,7 @@ def choose_calibration(
     calibration = calibrations.fit(
         truth, outputs, params.threshold, params.max_false_accusation_rate, params.target_error
     )
+    calibration = replace(calibration, flip=params.flip_average)
     return calibration, {
         "images": len(rows),
         "scored": how.images,

@@ -45,7 +45,7 @@ class DataParams(Section):
     """Where the images come from and how they are split."""
 
     source: Literal["sample", "folder", "kaggle"]
-    path: str | None
+    path: str | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None
     manifest: str | None
     kaggle: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
     real_class: Annotated[str, Field(min_length=1)]
@@ -98,6 +98,13 @@ class CorruptionParams(Section):
         return self
 
 
+class SelfBlendParams(Section):
+    """Fakes made of real training images."""
+
+    rate: Annotated[float, Field(ge=0, le=1)]
+    donor: Annotated[float, Field(ge=0, le=1)]
+
+
 class AugmentParams(Section):
     """What training images go through; see `detector.augment.recipe`."""
 
@@ -109,6 +116,7 @@ class AugmentParams(Section):
     horizontal_flip: bool
     brightness: Annotated[list[Annotated[float, Field(gt=0, le=4)]], Field(min_length=2, max_length=2)]
     corruption: CorruptionParams
+    self_blend: SelfBlendParams
 
     @model_validator(mode="after")
     def _brightness_in_order(self) -> "AugmentParams":
@@ -123,11 +131,27 @@ class TrainParams(Section):
     epochs: Annotated[int, Field(ge=1, le=10_000)]
     batch_size: Annotated[int, Field(ge=2, le=4096)]
     learning_rate: Annotated[float, Field(gt=0, le=1)]
+    schedule: Literal["plateau", "cosine"]
+    warmup: Annotated[float, Field(ge=0, lt=1)]
+    head_epochs: Annotated[int, Field(ge=0)]
+    head_learning_rate: Annotated[float, Field(gt=0, le=1)]
+    batch_norm: Literal["train", "frozen"]
+    average: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: Annotated[float, Field(ge=0, le=1)]
+    clip_norm: Annotated[float, Field(gt=0)] | None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    source_weights: dict[str, Annotated[float, Field(gt=0)]] | None
     early_stopping_patience: Annotated[int, Field(ge=1)]
     reduce_lr_factor: Fraction
     reduce_lr_patience: Annotated[int, Field(ge=1)]
     class_weights: Literal["auto", "balanced", "none"]
     precision: Literal["auto", "float32", "bfloat16"]
+
+    @model_validator(mode="after")
+    def _something_is_fine_tuned(self) -> "TrainParams":
+        if self.head_epochs >= self.epochs:
+            raise ValueError(f"train.head_epochs: must be below train.epochs, {self.epochs}, got {self.head_epochs}")
+        return self
 
 
 class CalibrationParams(Section):
@@ -150,6 +174,7 @@ class EvaluateParams(Section):
     """Calibration, and scoring of the test sets."""
 
     calibration: CalibrationParams
+    flip_average: bool
     threshold: Literal["auto"] | Fraction
     max_false_accusation_rate: Annotated[float, Field(ge=0, le=1)]
     target_error: Annotated[float, Field(ge=0, le=1)]

@@ -7,19 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
-from detector.calibration import Calibration, p_fake, read_calibration
+from detector.calibration import Calibration, mean_probabilities, p_fake, read_calibration
 from detector.data.decode import decode, resize
 from detector.errors import UserError
 from detector.model.backend import keras
 from detector.model.export import ModelCard, read_card
 
 
-def network_outputs(model: "keras.Model", batches: Iterable[np.ndarray]) -> np.ndarray:
+def network_outputs(model: "keras.Model", batches: Iterable[np.ndarray], flip: bool = False) -> np.ndarray:
     """What the network says of batches of images, uncalibrated.
 
     Args:
         model: a network of `detector.model.network`.
         batches: uint8 (b, size, size, 3) RGB; only the last may be smaller than the first.
+        flip: average the log-odds of each image and its mirror image.
 
     Returns:
         In order, float64 in 0..1: (n,), P(fake), or of a network of more than two classes (n, classes), the probability
@@ -30,8 +31,10 @@ def network_outputs(model: "keras.Model", batches: Iterable[np.ndarray]) -> np.n
         full = full or len(batch)
         # One shape for all: a compiled backend would spend a minute on the last batch's.
         padded = np.concatenate([batch, np.zeros((full - len(batch), *batch.shape[1:]), batch.dtype)])
-        scores.append(np.asarray(model.predict_on_batch(padded))[: len(batch)])
-    outputs = np.concatenate(scores).astype(np.float64) if scores else np.empty((0, 1))
+        views = [padded, padded[:, :, ::-1]] if flip else [padded]
+        outputs = [np.asarray(model.predict_on_batch(view), np.float64)[: len(batch)] for view in views]
+        scores.append(mean_probabilities(outputs) if flip else outputs[0])
+    outputs = np.concatenate(scores) if scores else np.empty((0, 1))
     return outputs[:, 0] if outputs.shape[1] == 1 else outputs
 
 
@@ -80,7 +83,7 @@ class Detector:
             while batch := list(islice(resized, batch_size)):
                 yield np.stack(batch)
 
-        return self.interpret(network_outputs(self.model, batches()))
+        return self.interpret(network_outputs(self.model, batches(), self.calibration.flip))
 
     def predict_files(self, files: Iterable[bytes]) -> Prediction:
         """Judge image files given as bytes; raises `BrokenImage` for what is no image."""

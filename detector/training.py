@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,29 +17,42 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from detector.augment.recipe import augment
+from detector.augment.self_blend import self_blend
 from detector.calibration import p_fake
-from detector.data.pipeline import stored_batches, training_batches
+from detector.data.decode import resize
+from detector.data.pipeline import Draw, epoch_order, stored_batches, training_batches
 from detector.data.shards import ShardReader, class_indices, class_names
 from detector.errors import UserError
 from detector.model.backend import keras
 from detector.model.weights import InitialWeights
-from detector.params import Params, TrainParams
+from detector.optimizer import averaged_weights, make_optimizer, plateau_learning_rate
+from detector.params import AugmentParams, Params, TrainParams
 from detector.predict import network_outputs
 from detector.scoring import EPSILON, score
+
+MOST_SOURCES = 20
+HEAD = ("head_", "p_fake", "p_class")  # how the names of the layers begin that no backbone has
 
 
 @dataclass(frozen=True)
 class Split:
-    """The images of one split, and the class of each, int (n,), 0 = real, from 1 on the kinds of fake."""
+    """The images of one split.
+
+    Attributes:
+        labels: int (n,), the class of each, 0 = real, from 1 on the kinds of fake.
+        sources: text (n,), where each comes from, all "" where the data does not say.
+    """
 
     reader: ShardReader
     labels: np.ndarray
+    sources: np.ndarray
 
     @classmethod
     def of(cls, manifest: pd.DataFrame, name: str, folder: Path) -> "Split":
         """The split `name` of the prepared data in `folder`."""
         rows = manifest[manifest["split"] == name]
-        return cls(ShardReader(folder, rows), class_indices(rows, class_names(manifest)))
+        sources = rows["source"] if "source" in rows else pd.Series("", rows.index)
+        return cls(ShardReader(folder, rows), class_indices(rows, class_names(manifest)), sources.to_numpy(object))
 
 
 def train(
@@ -50,7 +63,7 @@ def train(
     checkpoint: "Checkpoint",
     on_epoch: Callable[[dict, float], None],
 ) -> tuple["keras.Model", list[dict]]:
-    """Adam on the cross-entropy, learning rate cut on a plateau, stopped early; the best epoch is returned.
+    """Adam on the cross-entropy, in one phase or two (the head alone, then all); the best epoch is returned.
 
     Every choice is made by the validation split. With the same arguments, the same machine and
     `make_deterministic`, the result is the same, also when the run was killed and resumed from `checkpoint`.
@@ -60,57 +73,57 @@ def train(
         on_epoch: called after each epoch with its row of the history and its duration in seconds.
 
     Returns:
-        The model with the weights of the epoch with the lowest validation loss, and the history: for each
-        epoch, from 1 on, its loss, accuracy, val_loss, val_accuracy, val_auc (of P(fake)) and learning_rate.
+        The model with the weights (their average, if `train.average` is set) of the epoch with the lowest validation
+        loss, and the history: for each epoch, from 1 on, its loss, accuracy, val_loss, val_accuracy, val_auc (of
+        P(fake)), val_auc_<source> of several sources, and learning_rate at its end.
 
     Raises:
-        UserError: the loss is no longer finite.
+        UserError: the loss is no longer finite, or params do not fit the data.
     """
+    settings, classes = params.train, max(2, model.output_shape[1])
+    if params.augment.self_blend.rate and classes > 2:
+        raise UserError("augment.self_blend.rate: a self-blended fake is of no kind; set it to 0 for kinds of fake")
+    shares = source_shares(training, validation, settings.source_weights)
     history = checkpoint.history
     if history:
         model = checkpoint.load_last()
-    else:
-        loss = "binary_crossentropy" if model.output_shape[1] == 1 else "sparse_categorical_crossentropy"
-        model.compile(keras.optimizers.Adam(params.train.learning_rate), loss, metrics=["accuracy"])
-    weights = image_weights(training.labels, params.train.class_weights)
+    targets = training.labels if classes == 2 else np.eye(classes)[training.labels]
+    targets = targets.astype(np.float32).reshape(len(training.labels), -1)
+    weights = image_weights(training.labels, settings.class_weights)
     size = model.input_shape[1]
-    batch_size = min(params.train.batch_size, len(training.reader))
+    batch_size = min(settings.batch_size, len(training.reader))
+    steps = len(training.reader) // batch_size
+    draw = example(training, params.augment, size)
 
-    for epoch in range(len(history) + 1, params.train.epochs + 1):
-        if epochs_since_best(history) >= params.train.early_stopping_patience:
+    for epoch in range(len(history) + 1, settings.epochs + 1):
+        if epochs_since_best(history) >= settings.early_stopping_patience:
             break
         started = time.perf_counter()
-        learning_rate = plateau_learning_rate(history, params.train)
-        model.optimizer.learning_rate.assign(learning_rate)
+        if epoch in (1, settings.head_epochs + 1):
+            _begin_phase(model, settings, steps, head_alone=epoch <= settings.head_epochs)
+        if settings.schedule == "plateau" and epoch > settings.head_epochs:
+            model.optimizer.learning_rate.assign(plateau_learning_rate(history[settings.head_epochs :], settings))
         _seed_dropout(model, params.seed, epoch)
-        batches = training_batches(
-            training.reader,
-            training.labels,
-            size,
-            batch_size,
-            lambda image, rng: augment(image, params.augment, rng),
-            params.seed,
-            epoch,
-            weights,
-        )
-        steps = len(training.reader) // batch_size
-        with tqdm(total=steps, desc=f"epoch {epoch}/{params.train.epochs}", disable=None, leave=False) as bar:
+        order = epoch_order(training.sources, shares, params.seed, epoch)
+        batches = training_batches(draw, order, targets, batch_size, params.seed, epoch, weights)
+        with tqdm(total=steps, desc=f"epoch {epoch}/{settings.epochs}", disable=None, leave=False) as bar:
             fitted = model.fit(
                 batches, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[_Progress(bar)]
             ).history
 
-        outputs = network_outputs(model, stored_batches(validation.reader, size, batch_size))
+        with averaged_weights(model):
+            outputs = network_outputs(model, stored_batches(validation.reader, size, batch_size))
         if not (math.isfinite(fitted["loss"][-1]) and np.isfinite(outputs).all()):
             raise UserError(
                 f"train.learning_rate: the loss is no longer finite in epoch {epoch}; "
-                f"set it lower than {params.train.learning_rate}"
+                f"set it lower than {settings.learning_rate}"
             )
         row = {
             "epoch": epoch,
             "loss": fitted["loss"][-1],
             "accuracy": fitted["accuracy"][-1],
-            **_validated(validation.labels, outputs),
-            "learning_rate": learning_rate,
+            **_validated(validation, outputs, shares),
+            "learning_rate": float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)),
         }
         history = [*history, row]
         checkpoint.save(model, history)
@@ -118,6 +131,59 @@ def train(
 
     model.load_weights(checkpoint.best_weights)
     return model, history
+
+
+def example(training: Split, params: AugmentParams, size: int) -> Draw:
+    """What the network gets to see of a training image: its augmented self or, of some fakes, a self-blended one.
+
+    A self-blended fake stands in the place of one of the data, so that real and fake keep their shares. It is made of a
+    real training image of the same source, if it has any.
+    """
+    reader, labels, blend = training.reader, training.labels, params.self_blend
+    real = {name: np.flatnonzero((labels == 0) & (training.sources == name)) for name in set(training.sources)}
+    any_real = np.flatnonzero(labels == 0)
+
+    def draw(index: int, rng: np.random.Generator) -> np.ndarray:
+        if not (blend.rate and labels[index] and rng.random() < blend.rate):
+            return augment(resize(reader.image(index), size), params, rng)
+        pool = real[training.sources[index]] if len(real[training.sources[index]]) else any_real
+        face, other = (resize(reader.image(chosen), size) for chosen in rng.choice(pool, 2))
+        return augment(self_blend(face, rng, other if rng.random() < blend.donor else None), params, rng)
+
+    return draw
+
+
+def source_shares(training: Split, validation: Split, weights: dict[str, float] | None) -> dict[str, float] | None:
+    """What part of an epoch comes from each source, by `train.source_weights`; None where all images count alike.
+
+    Raises:
+        UserError: the weights name other sources than the data has.
+    """
+    if weights is None:
+        return None
+    present = sorted(set(training.sources) & set(validation.sources) - {""})
+    if sorted(weights) != sorted(set(training.sources) | set(validation.sources)):
+        raise UserError(
+            f"train.source_weights: names {', '.join(weights)}, but the sources in both train and validation are "
+            f"{', '.join(present) or 'unnamed'}; give each of those a weight, or set it to null"
+        )
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items()}
+
+
+def _begin_phase(model: "keras.Model", params: TrainParams, steps: int, head_alone: bool) -> None:
+    """Say which layers learn, and compile; `steps` are those of an epoch."""
+    if params.head_epochs or params.batch_norm == "frozen":
+        for layer in model.layers:
+            of_head = layer.name.startswith(HEAD)
+            frozen = params.batch_norm == "frozen" and isinstance(layer, keras.layers.BatchNormalization)
+            layer.trainable = of_head or not (head_alone or frozen)
+    epochs = params.head_epochs if head_alone else params.epochs - params.head_epochs
+    rate = params.head_learning_rate if head_alone else params.learning_rate
+    kind = keras.losses.BinaryCrossentropy if model.output_shape[1] == 1 else keras.losses.CategoricalCrossentropy
+    model.compile(
+        make_optimizer(params, rate, epochs * steps), kind(label_smoothing=params.label_smoothing), metrics=["accuracy"]
+    )
 
 
 def image_weights(labels: np.ndarray, how: str) -> np.ndarray | None:
@@ -134,13 +200,30 @@ def image_weights(labels: np.ndarray, how: str) -> np.ndarray | None:
     return len(labels) / (len(counts) * counts[place])
 
 
-def _validated(labels: np.ndarray, outputs: np.ndarray) -> dict[str, float | None]:
-    found = score((labels > 0).astype(int), p_fake(outputs))
-    if outputs.ndim == 2:
-        of_classes = outputs.argmax(axis=1)
-        own = outputs[np.arange(len(labels)), labels]
-        found |= {"loss": float(-np.log(own.clip(EPSILON)).mean()), "accuracy": float((of_classes == labels).mean())}
-    return {f"val_{name}": found[name] for name in ("loss", "accuracy", "auc")}
+def _validated(validation: Split, outputs: np.ndarray, shares: Mapping[str, float] | None) -> dict[str, float | None]:
+    """The scores of an epoch; with `shares`, loss and accuracy count each source as training does."""
+    labels, fake = validation.labels, (validation.labels > 0).astype(int)
+    found = {name: score(fake, p_fake(outputs))[name] for name in ("loss", "accuracy", "auc")}
+    if outputs.ndim == 2 or shares:
+        of_classes = np.column_stack([1 - outputs, outputs]) if outputs.ndim == 1 else outputs
+        losses = -np.log(of_classes[np.arange(len(labels)), labels].clip(EPSILON))
+        right = of_classes.argmax(axis=1) == labels
+        counts = dict(zip(*np.unique(validation.sources.astype(str), return_counts=True), strict=True))
+        weights = [shares[name] / counts[name] for name in validation.sources] if shares else None
+        found["loss"] = float(np.average(losses, weights=weights))
+        found["accuracy"] = float(np.average(right, weights=weights))
+    for name in _telling(validation):
+        own = validation.sources == name
+        found[f"auc_{name}"] = score(fake[own], p_fake(outputs)[own])["auc"]
+    return {f"val_{name}": value for name, value in found.items()}
+
+
+def _telling(split: Split) -> list[str]:
+    """The sources that hold both real images and fakes, where there are several such and not too many to look at."""
+    names = sorted(set(split.sources) - {""})
+    if not 2 <= len(names) <= MOST_SOURCES:
+        return []
+    return [name for name in names if len(set(split.labels[split.sources == name] > 0)) == 2]
 
 
 def best_epoch(history: list[dict]) -> int:
@@ -151,22 +234,6 @@ def best_epoch(history: list[dict]) -> int:
 def epochs_since_best(history: list[dict]) -> int:
     """Epochs without a better validation loss, what EarlyStopping counts; 0 before the first epoch."""
     return len(history) - best_epoch(history) if history else 0
-
-
-def plateau_learning_rate(history: list[dict], params: TrainParams, min_delta: float = 1e-4) -> float:
-    """The next epoch's learning rate by the rule of Keras's ReduceLROnPlateau, as a function of the history.
-
-    (As a function it needs no state of its own, so a resumed run goes on with the right rate.)
-    """
-    best, waited, rate = math.inf, 0, params.learning_rate
-    for row in history:
-        if row["val_loss"] < best - min_delta:
-            best, waited = row["val_loss"], 0
-        else:
-            waited += 1
-            if waited >= params.reduce_lr_patience:
-                rate, waited = rate * params.reduce_lr_factor, 0
-    return rate
 
 
 def fingerprint(params: Params, digest: str, initial: InitialWeights, precision: str) -> str:
@@ -238,7 +305,8 @@ class Checkpoint:
         epoch = len(history)
         model.save(self.folder / f"last-{epoch}.keras")
         if best_epoch(history) == epoch:
-            model.save_weights(self.folder / f"best-{epoch}.weights.h5")
+            with averaged_weights(model):
+                model.save_weights(self.folder / f"best-{epoch}.weights.h5")
         self._write({**self._state, "history": history})
         keep = {f"last-{epoch}.keras", self.best_weights.name, self._state_file.name}
         for file in self.folder.iterdir():
@@ -254,7 +322,7 @@ class Checkpoint:
 
 def _seed_dropout(model: "keras.Model", seed: int, epoch: int) -> None:
     """Draw an epoch's dropout from (seed, epoch): Keras stores no random state, a resumed run would draw another."""
-    dropouts = [layer for layer in model.layers if isinstance(layer, keras.layers.Dropout)]
+    dropouts = [layer for layer in model.layers if isinstance(layer, keras.layers.Dropout) and layer.rate]
     for index, layer in enumerate(reversed(dropouts)):  # each another draw; the head's, the last, (seed, epoch) itself
         state = np.array([(seed + index * 0x9E3779B1) % 2**32, epoch], layer.seed_generator.state.dtype)
         layer.seed_generator.state.assign(state)

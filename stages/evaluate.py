@@ -46,7 +46,8 @@ def main() -> None:
     def outputs(rows: pd.DataFrame, damage: Damage | None, folder: Path = PREPARED, name: str = "") -> np.ndarray:
         batches = stored_batches(ShardReader(folder, rows), detector.card.image_size, BATCH_SIZE, damage)
         total = -(-len(rows) // BATCH_SIZE)
-        return network_outputs(detector.model, tqdm(batches, name, total, disable=None, leave=False))
+        bar = tqdm(batches, name, total, disable=None, leave=False)
+        return network_outputs(detector.model, bar, settings.flip_average)
 
     validation, classes = manifest[manifest["split"] == "validation"], detector.card.classes
     calibrating = partial(outputs, name="calibration")

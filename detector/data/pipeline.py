@@ -7,7 +7,7 @@ a resumed run changes a pixel.
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
@@ -19,7 +19,7 @@ from detector.data.decode import resize
 from detector.data.shards import ShardReader
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
-Augmentation = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+Draw = Callable[[int, np.random.Generator], np.ndarray]
 
 cv2.setNumThreads(1)  # the parallelism is across images; threads inside one 256-pixel image only get in its way
 
@@ -41,42 +41,73 @@ def map_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iter
 
 
 def training_batches(
-    reader: ShardReader,
-    labels: np.ndarray,
-    size: int,
+    draw: Draw,
+    order: np.ndarray,
+    targets: np.ndarray,
     batch_size: int,
-    augmentation: Augmentation,
     seed: int,
     epoch: int,
     weights: np.ndarray | None = None,
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """One epoch of shuffled, augmented batches, all of one shape (what is left over waits for another epoch).
+    """One epoch of batches, all of one shape (what is left over waits for another epoch).
 
     Args:
-        reader: the training images.
-        labels: int (n,), the classes.
-        size: side of the model's input in pixels.
-        batch_size: images a batch, at most n.
-        augmentation: (uint8 (size, size, 3), generator) -> uint8 (size, size, 3).
-        seed, epoch: what order and augmentation are drawn from.
+        draw: (index of an image, generator) -> uint8 (size, size, 3), what the network gets to see of it.
+        order: int (m,), the indices in the order of the epoch, as of `epoch_order`; some may stand in it repeatedly.
+        targets: float32 (n, k), what the network should say of each image.
+        batch_size: images a batch, at most m.
+        seed, epoch: what `draw` draws from, together with the index and how often it has come already.
         weights: float (n,), what each image counts in the loss.
 
     Yields:
-        images uint8 (batch_size, size, size, 3) RGB, labels float32 (batch_size, 1), and the weights, if given, float32
+        images uint8 (batch_size, size, size, 3) RGB, targets (batch_size, k), and the weights, if given, float32
         (batch_size,).
     """
-    order = np.random.default_rng([seed, epoch]).permutation(len(reader))
+    repeats = _repeats(order)
 
-    def load(indices: np.ndarray) -> tuple[np.ndarray, ...]:
-        images = np.empty((batch_size, size, size, 3), np.uint8)
-        for slot, index in enumerate(indices):
-            rng = np.random.default_rng([seed, epoch, index])
-            images[slot] = augmentation(resize(reader.image(index), size), rng)
-        targets = labels[indices].astype(np.float32)[:, None]
-        return (images, targets) if weights is None else (images, targets, weights[indices].astype(np.float32))
+    def load(places: np.ndarray) -> tuple[np.ndarray, ...]:
+        indices = order[places]
+        images = np.stack(
+            [
+                draw(index, np.random.default_rng([seed, epoch, index, repeat]))
+                for index, repeat in zip(indices, repeats[places], strict=True)
+            ]
+        )
+        found = (images, targets[indices])
+        return found if weights is None else (*found, weights[indices].astype(np.float32))
 
     full = len(order) // batch_size * batch_size
-    return map_ahead(load, order[:full].reshape(-1, batch_size))
+    return map_ahead(load, np.arange(full).reshape(-1, batch_size))
+
+
+def epoch_order(sources: np.ndarray, shares: Mapping[str, float] | None, seed: int, epoch: int) -> np.ndarray:
+    """The images of one epoch, as many as there are, in a random order: int (n,).
+
+    Args:
+        sources: text (n,), the source of each image.
+        shares: what part of the epoch comes from each source, of any sum; every image of a source is drawn equally
+            often, give or take one. None: each image once.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    if shares is None:
+        return rng.permutation(len(sources))
+    ends = np.rint(np.cumsum([0, *shares.values()]) / sum(shares.values()) * len(sources)).astype(int)
+    chosen = []
+    for name, count in zip(shares, np.diff(ends), strict=True):
+        members = np.flatnonzero(sources == name)
+        rounds = -(-count // len(members))
+        chosen.extend(np.concatenate([rng.permutation(members) for _ in range(rounds)])[:count] if count else [])
+    return rng.permutation(np.array(chosen, int))
+
+
+def _repeats(order: np.ndarray) -> np.ndarray:
+    """How often each element has stood in `order` before: int (m,)."""
+    by_value = np.argsort(order, kind="stable")
+    ordered = order[by_value]
+    first = np.searchsorted(ordered, ordered)
+    repeats = np.empty(len(order), int)
+    repeats[by_value] = np.arange(len(order)) - first
+    return repeats
 
 
 def stored_batches(

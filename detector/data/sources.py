@@ -10,9 +10,9 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -80,7 +80,16 @@ def open_source(params: DataParams, seed: int) -> Source:
     if params.source == "kaggle":
         return open_folder(_download(params.kaggle), params, seed, name=f"Kaggle data set {params.kaggle}")
     if params.source == "folder":
-        return open_folder(existing_path("data.path", params.path), params, seed)
+        if isinstance(params.path, str):
+            return open_folder(existing_path("data.path", params.path), params, seed)
+        places = [existing_path("data.path", path) for path in params.path]
+        names = [clean_path(Path(_without_suffix(place)).name) for place in places]
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise UserError(
+                f"data.path: two of its places are called {twice[0]}; rename one, images are told apart by it"
+            )
+        sources = [open_folder(place, params, seed) for place in places]
+        return _together(dict(zip(names, sources, strict=True)), params.real_class.strip().lower())
     raise ValueError(f"data.source {params.source} has no place of its own: draw it, then open_folder")
 
 
@@ -105,6 +114,25 @@ def open_folder(path: Path, params: DataParams, seed: int, name: str | None = No
     images, ignored = _images(store, own, path, key)
     found = catalog(images, params, seed, root=_without_suffix(path), manifest=manifest, key=key)
     return _source(name or _name(store, path), store, found, ignored)
+
+
+def _together(sources: Mapping[str, Source], real: str) -> Source:
+    """Several data sets as one, each with its own splits; paths begin with its name, the attribute `source` has it."""
+    entries, ignored = [], Counter()
+    for name, source in sources.items():
+        ignored += Counter(source.ignored)
+        for entry in source.entries:
+            named = {"path": f"{name}/{entry.path}", "group": f"{name}/{entry.group}"}
+            entries.append(replace(entry, **named, attributes={**entry.attributes, "source": name}))
+    kinds = {kind for source in sources.values() for kind in source.classes}
+    return Source(
+        f"{len(sources)} sources: {', '.join(sources)}",
+        sorted(entries, key=lambda entry: entry.path),
+        [real, *sorted(kinds - {real})],
+        dict(sorted(ignored.items())),
+        sum(source.ungrouped for source in sources.values()),
+        Several({name: source.store for name, source in sources.items()}),
+    )
 
 
 def open_test_set(path: Path, real_class: str, key: str) -> Source:
@@ -219,6 +247,24 @@ class Zip:
     def _read(self, member: zipfile.ZipInfo) -> bytes:
         with self.zip.open(member) as file:
             return _whole(file)
+
+
+class Several:
+    """Several stores as one, the files of each under its name."""
+
+    def __init__(self, stores: Mapping[str, Store]):
+        self.stores = stores
+        self.files = {f"{name}/{path}": place for name, store in stores.items() for path, place in store.files.items()}
+        self.ignored = sum((store.ignored for store in stores.values()), Counter())
+
+    def read(self, paths: Collection[str]) -> Iterator[tuple[str, bytes | OSError]]:
+        wanted = defaultdict(set)
+        for path in paths:
+            name, inner = path.split("/", 1)
+            wanted[name].add(inner)
+        for name, own in wanted.items():
+            for path, data in self.stores[name].read(own):
+                yield f"{name}/{path}", data
 
 
 class _StrictTarInfo(tarfile.TarInfo):

@@ -110,11 +110,19 @@ scalars = st.one_of(
 anything = st.one_of(scalars, st.lists(scalars, max_size=3), st.dictionaries(st.text(max_size=5), scalars, max_size=2))
 
 
+NULLABLE = {
+    "data.path": (str, list),
+    "data.manifest": (str,),
+    "train.clip_norm": (int, float),
+    "train.source_weights": (dict,),
+}
+
+
 def is_of_its_type(key: str, value) -> bool:
     allowed = type(LEAVES[key])
     if key in FRACTIONAL:
         return type(value) in (int, float)
-    return type(value) is allowed or (LEAVES[key] is None and type(value) is str)
+    return type(value) is allowed or (LEAVES[key] is None and type(value) in NULLABLE[key])
 
 
 @settings(max_examples=120, deadline=None)
@@ -167,6 +175,18 @@ def test_every_number_has_a_lower_bound_and_is_a_number(refused, key, value):
         ("train.epochs", [1, 10_000], [0, 10_001, 1.0, 1.5]),
         ("train.batch_size", [2, 4096], [1, 4097]),
         ("train.learning_rate", [1e-12, 1, 1.0], [0, 1.01]),
+        ("augment.self_blend.rate", [0, 0.1, 1], [-0.1, 1.1]),
+        ("augment.self_blend.donor", [0, 1.0], [2]),
+        ("train.schedule", ["plateau", "cosine"], ["step", ""]),
+        ("train.warmup", [0, 0.99], [-0.1, 1]),
+        ("train.head_epochs", [0, 3], [-1, 4, 0.5]),
+        ("train.head_learning_rate", [1e-12, 1], [0, 1.01]),
+        ("train.batch_norm", ["train", "frozen"], ["on"]),
+        ("train.average", [0, 0.9999], [-0.1, 1]),
+        ("train.weight_decay", [0, 1], [-0.1, 1.1]),
+        ("train.clip_norm", [None, 0.1, 100], [0, -1, "1"]),
+        ("train.label_smoothing", [0, 0.5], [-0.1, 1]),
+        ("evaluate.flip_average", [True, False], [0, "no"]),
         ("train.early_stopping_patience", [1, 10**6], [0]),
         ("train.reduce_lr_factor", [0.001, 0.999], [0, 1]),
         ("train.reduce_lr_patience", [1, 10**6], [0]),
@@ -216,7 +236,7 @@ def test_ranges(load, refused, key, taken, not_taken):
         ("augment.brightness", [0, 2], "augment.brightness.0: must be a number above 0 and at most 4, got 0"),
         ("augment.brightness", [2, 1], "augment.brightness: must be [from, to] with from no larger than to"),
         ("data.kaggle", "faces", "data.kaggle: must be a text like owner/name, got 'faces'"),
-        ("data.path", 3, "data.path: must be a text or null, got 3"),
+        ("data.path", 3, "data.path: must be a text or a list of texts or null, got 3"),
         ("data.sample", 7, "data.sample: must be a section of keys, got 7"),
         ("data.sample", None, "data.sample: must be a section of keys, got null"),
         ("data.source", "folder", "data.path: must name a folder or an archive when data.source is folder"),
@@ -340,3 +360,15 @@ def test_a_missing_file_and_a_folder(tmp_path):
 
 def test_flatten_of_one_section(load):
     assert flatten(load(TEXT).plot) == {"grid_images": 24, "private": False}
+
+
+def test_weights_of_sources_are_a_section_of_numbers_above_0(load, refused):
+    weights = {"faces": 1, "videos.zip": 0.5}
+    assert load(changed("train.source_weights", weights)).train.source_weights == weights
+    for wrong in ({"faces": 0}, {"faces": "much"}, {"faces": None}, ["faces"]):
+        assert refused(changed("train.source_weights", wrong)).startswith("train.source_weights")
+
+
+def test_the_head_alone_cannot_be_all_of_a_training(refused):
+    message = refused(changed("train.head_epochs", LEAVES["train.epochs"]))
+    assert message.startswith("train.head_epochs: must be below train.epochs")

@@ -11,15 +11,16 @@ from hypothesis import strategies as st
 
 from detector.errors import UserError
 from detector.model.backend import keras, make_deterministic
+from detector.optimizer import plateau_learning_rate
 from detector.params import load_params
 from detector.training import (
     Checkpoint,
     Split,
     best_epoch,
     epochs_since_best,
+    example,
     fingerprint,
     image_weights,
-    plateau_learning_rate,
     train,
 )
 
@@ -43,7 +44,7 @@ class Drawn:
 
 def split(n: int) -> Split:
     reader = Drawn(n)
-    return Split(reader, reader.labels)
+    return Split(reader, reader.labels, np.full(n, "", object))
 
 
 def tiny_network() -> "keras.Model":
@@ -104,7 +105,9 @@ def test_more_than_two_classes_are_learnt_by_a_softmax(tmp_path):
     image = keras.Input((SIZE, SIZE, 3))
     x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 127.5, -1)(image))
     model = keras.Model(image, keras.layers.Dense(3, activation="softmax")(x))
-    training, validation = (Split(reader, reader.labels) for reader in (ThreeKinds(96), ThreeKinds(48)))
+    training, validation = (
+        Split(reader, reader.labels, np.full(len(reader), "", object)) for reader in (ThreeKinds(96), ThreeKinds(48))
+    )
     with Checkpoint.open(tmp_path / "c") as checkpoint:
         model, history = train(
             model, params(epochs=6, learning_rate=0.1), training, validation, checkpoint, lambda *_: 0
@@ -234,3 +237,150 @@ def test_fingerprint_changes_with_what_it_stands_for():
     defaults = params()
     other_grid = defaults.model_copy(update={"plot": defaults.plot.model_copy(update={"grid_images": 3})})
     assert fingerprint(other_grid, *base[1:]) == fingerprint(*base)
+
+
+# ---- phases, averages, sources -----------------------------------------------------------------------------------
+
+
+def headed_network() -> "keras.Model":
+    """A backbone with a norm of its own, and a head by its name."""
+    make_deterministic(5)
+    image = keras.Input((SIZE, SIZE, 3))
+    x = keras.layers.Rescaling(1 / 127.5, -1)(image)
+    x = keras.layers.Conv2D(4, 3, activation="relu", name="conv")(x)
+    x = keras.layers.BatchNormalization(momentum=0.5, name="norm")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    x = keras.layers.BatchNormalization(momentum=0.5, name="head_norm")(x)
+    return keras.Model(image, keras.layers.Dense(1, activation="sigmoid", name="p_fake")(x))
+
+
+def train_headed(folder, settings_, stop_after=None, training=None, validation=None, watch=lambda model, row: None):
+    model = headed_network()
+    start = {layer.name: layer.get_weights() for layer in model.layers}
+
+    def on_epoch(row, seconds):
+        watch(model, row)
+        if row["epoch"] == stop_after:
+            raise KeyboardInterrupt
+
+    with Checkpoint.open(folder) as checkpoint:
+        model, history = train(model, settings_, training or split(42), validation or split(20), checkpoint, on_epoch)
+    return model, history, start
+
+
+def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_the_head_learns_alone_then_all_do(tmp_path):
+    start, moved = headed_network().get_layer("conv").get_weights(), {}
+
+    def watch(model, row):
+        moved[row["epoch"]] = not same(model.get_layer("conv").get_weights(), start)
+        moved[row["epoch"], "norm"] = not same(model.get_layer("norm").get_weights(), [1, 0, 0, 1] * np.ones((4, 4)).T)
+
+    settings_ = params(epochs=3, head_epochs=2, head_learning_rate=0.01, learning_rate=0.03)
+    _, history, _ = train_headed(tmp_path / "c", settings_, watch=watch)
+    assert [moved[1], moved[2], moved[3]] == [False, False, True]
+    assert [row["learning_rate"] for row in history] == pytest.approx([0.01, 0.01, 0.03])
+
+
+def test_a_frozen_batch_norm_keeps_its_statistics_but_not_the_heads(tmp_path):
+    model, _, start = train_headed(tmp_path / "c", params(epochs=2, batch_norm="frozen"))
+    assert same(model.get_layer("norm").get_weights(), start["norm"])
+    assert not same(model.get_layer("head_norm").get_weights(), start["head_norm"])
+    assert not same(model.get_layer("conv").get_weights(), start["conv"])
+
+
+LONG = {
+    "schedule": "cosine",
+    "warmup": 0.2,
+    "average": 0.9,
+    "weight_decay": 0.01,
+    "clip_norm": 1.0,
+    "label_smoothing": 0.1,
+    "early_stopping_patience": 99,
+}
+
+
+@pytest.mark.parametrize(("head_epochs", "stop_after"), [(0, 2), (2, 2), (2, 3), (2, 1)])
+def test_a_long_training_resumes_to_the_same_model(tmp_path, head_epochs, stop_after):
+    settings_ = params(epochs=4, head_epochs=head_epochs, **LONG)
+    whole, history, _ = train_headed(tmp_path / "whole", settings_)
+    with pytest.raises(KeyboardInterrupt):
+        train_headed(tmp_path / "broken", settings_, stop_after)
+    resumed, again, _ = train_headed(tmp_path / "broken", settings_)
+    assert [row["epoch"] for row in again] == [1, 2, 3, 4]
+    for a, b in zip(history, again, strict=True):
+        assert a == pytest.approx(b, abs=1e-6)
+    for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert history[-1]["learning_rate"] == pytest.approx(0.03 * 0.01, rel=1e-3)
+
+
+def test_the_model_that_is_kept_has_the_weights_that_were_validated(tmp_path):
+    model, history, _ = train_headed(tmp_path / "c", params(epochs=3, **LONG))
+    validation = split(20)
+    images = np.stack([validation.reader.image(i) for i in range(20)])
+    scores = np.clip(model.predict_on_batch(images)[:, 0].astype(float), 1e-7, 1 - 1e-7)
+    loss = -np.log(np.where(validation.labels == 1, scores, 1 - scores)).mean()
+    assert loss == pytest.approx(min(row["val_loss"] for row in history), abs=1e-6)
+
+
+def from_two(n: int) -> Split:
+    """Two sources, a with three quarters of the images."""
+    own = split(n)
+    return Split(own.reader, own.labels, np.where(np.arange(n) % 8 < 2, "b", "a").astype(object))
+
+
+def test_validation_weighs_sources_as_training_does(tmp_path):
+    settings_ = params(epochs=1, source_weights={"a": 1, "b": 3})
+    model, [row], _ = train_headed(tmp_path / "c", settings_, training=from_two(48), validation=from_two(24))
+    validation = from_two(24)
+    images = np.stack([validation.reader.image(i) for i in range(24)])
+    scores = model.predict_on_batch(images)[:, 0].astype(float)
+    losses = -np.log(np.where(validation.labels == 1, scores, 1 - scores))
+    by_source = {name: losses[validation.sources == name].mean() for name in "ab"}
+    assert row["val_loss"] == pytest.approx(0.25 * by_source["a"] + 0.75 * by_source["b"], abs=1e-6)
+    assert {"val_auc_a", "val_auc_b"} <= row.keys()
+
+
+@pytest.mark.parametrize("weights", [{"a": 1.0}, {"a": 1.0, "b": 1.0, "c": 1.0}, {"a": 1.0, "c": 1.0}])
+def test_weights_of_other_sources_are_refused(tmp_path, weights):
+    with pytest.raises(UserError, match=r"train\.source_weights: .*a, b"):
+        train_headed(tmp_path / "c", params(source_weights=weights), training=from_two(48), validation=from_two(24))
+
+
+def with_blends(rate: float, donor: float = 0.0):
+    augment = load_params().augment
+    blend = augment.self_blend.model_copy(update={"rate": rate, "donor": donor})
+    return augment.model_copy(update={"self_blend": blend, "horizontal_flip": False})
+
+
+@pytest.mark.parametrize("donor", [0.0, 1.0])
+def test_self_blends_stand_in_for_fakes_and_are_made_of_real_images_of_their_source(donor):
+    training = from_two(48)
+    drawn = {index: example(training, with_blends(1.0, donor), SIZE) for index in (0, 1, 8, 9)}
+    for index, draw in drawn.items():
+        image = draw(index, np.random.default_rng(index))
+        stored = training.reader.image(index)
+        if training.labels[index] == 0:
+            np.testing.assert_array_equal(image, stored)
+        else:
+            assert image.mean() < 110 < stored.mean()  # dark as the real ones are
+
+
+def test_the_rate_is_the_share_of_fakes_that_are_self_blended():
+    training = split(400)
+    draw = example(training, with_blends(0.25), SIZE)
+    fakes = np.flatnonzero(training.labels)
+    blended = [draw(i, np.random.default_rng(i)).mean() < 110 for i in fakes]
+    assert 0.15 < np.mean(blended) < 0.35
+
+
+def test_a_self_blend_is_of_no_kind_of_fake(tmp_path):
+    image = keras.Input((SIZE, SIZE, 3))
+    model = keras.Model(image, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(image)))
+    settings_ = params().model_copy(update={"augment": with_blends(0.1)})
+    with pytest.raises(UserError, match=r"augment\.self_blend\.rate"), Checkpoint.open(tmp_path / "c") as checkpoint:
+        train(model, settings_, split(12), split(12), checkpoint, lambda *_: None)

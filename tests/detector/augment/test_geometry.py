@@ -19,6 +19,7 @@ NOTHING = {
     "horizontal_flip": False,
     "brightness": [1, 1],
     "corruption": {"generic": 0, "matched": 0, "strength": [0, 1]},
+    "self_blend": {"rate": 0, "donor": 0},
 }
 
 

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from detector.data.decode import resize
-from detector.data.pipeline import map_ahead, stored_batches, training_batches
+from detector.data.pipeline import epoch_order, map_ahead, stored_batches, training_batches
 from detector.data.shards import ShardReader, read_manifest
 from detector.errors import UserError
 
@@ -30,7 +32,8 @@ def train(prepared) -> SimpleNamespace:
     reader, labels = ShardReader(prepared, rows), rows["label"].to_numpy()
     colours = [int(image[0, 0, 0]) for image in reader.images()]
     assert len(set(colours)) == 16
-    return SimpleNamespace(reader=reader, labels=labels, label_of=dict(zip(colours, labels.tolist(), strict=True)))
+    targets = labels[:, None].astype(np.float32)
+    return SimpleNamespace(reader=reader, targets=targets, label_of=dict(zip(colours, labels.tolist(), strict=True)))
 
 
 def unaltered(image: np.ndarray, _: np.random.Generator) -> np.ndarray:
@@ -42,7 +45,11 @@ def noise(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def epoch_of(train, batch_size=4, augmentation=unaltered, seed=1, epoch=1, size=SIZE) -> list:
-    return list(training_batches(train.reader, train.labels, size, batch_size, augmentation, seed, epoch))
+    def draw(index, rng):
+        return augmentation(resize(train.reader.image(index), size), rng)
+
+    order = epoch_order(np.full(16, ""), None, seed, epoch)
+    return list(training_batches(draw, order, train.targets, batch_size, seed, epoch))
 
 
 # ---- map_ahead -------------------------------------------------------------------------------------------------
@@ -60,9 +67,9 @@ def test_results_come_in_the_items_order(threads, count):
 def test_items_are_taken_only_a_few_ahead_of_the_results(threads):
     taken = []
     results = map_ahead(lambda item: item, (taken.append(i) or i for i in range(1000)))
-    for given in range(50):
-        assert next(results) == given
-        assert len(taken) <= given + 1 + threads + 2
+    for done in range(50):
+        assert next(results) == done
+        assert len(taken) <= done + 1 + threads + 2
     results.close()
 
 
@@ -184,19 +191,38 @@ def test_an_images_augmentation_is_its_own_whatever_the_batch(train):
         assert by_colour(batch_size).items() <= marks.items()
 
 
-def test_images_reach_the_augmentation_in_the_models_size(train):
-    shapes = []
+def test_an_image_that_comes_again_is_drawn_anew():
+    def number(_, rng):
+        return rng.integers(0, 256, (2, 2, 3), np.uint8)
 
-    def note(image, _):
-        shapes.append(image.shape)
-        return image
+    order = np.array([5, 3, 5, 5, 3, 0])
+    targets = np.arange(6, dtype=np.float32)[:, None]
+    [(images, found)] = training_batches(number, order, targets, 6, seed=1, epoch=1)
+    assert found[:, 0].tolist() == order.tolist()
+    assert len({image.tobytes() for image in images}) == 6
+    [(alone, _)] = training_batches(number, np.array([5, 3]), targets, 2, seed=1, epoch=1)
+    np.testing.assert_array_equal(alone, images[:2])  # the first time it is what it is where none comes again
 
-    epoch_of(train, augmentation=note, size=13)
-    assert shapes == [(13, 13, 3)] * 16
+
+@given(st.data(), st.integers(0, 99), st.integers(1, 9))
+def test_an_epoch_takes_its_share_of_every_source(data, seed, epoch):
+    sources = np.array(data.draw(st.lists(st.sampled_from("abc"), min_size=3, max_size=60)) + list("abc"))
+    shares = data.draw(st.fixed_dictionaries({name: st.floats(0.1, 10) for name in "abc"}))
+    order = epoch_order(sources, shares, seed, epoch)
+    assert len(order) == len(sources)
+    for name, share in shares.items():
+        members = np.flatnonzero(sources == name)
+        times = [int((order == member).sum()) for member in members]
+        assert sum(times) == pytest.approx(share / sum(shares.values()) * len(sources), abs=1)
+        assert max(times) - min(times) <= 1
+
+
+def test_without_shares_an_epoch_is_every_image_once():
+    assert sorted(epoch_order(np.full(9, ""), None, 1, 1)) == list(range(9))
 
 
 def test_a_batch_is_not_changed_by_the_next(train):
-    first, *rest = training_batches(train.reader, train.labels, SIZE, 4, noise, 1, 1)
+    first, *rest = epoch_of(train, 4, noise)
     kept = first[0].copy()
     assert len(rest) == 3
     np.testing.assert_array_equal(first[0], kept)

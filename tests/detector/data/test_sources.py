@@ -424,6 +424,65 @@ def test_the_stores_by_themselves(tmp_path):
         assert list(some.read([])) == []
 
 
+# ---- several sources -------------------------------------------------------------------------------------------
+
+
+def several(tmp_path, **kinds_and_forms) -> list[str]:
+    places = []
+    for name, form in kinds_and_forms.items():
+        made = make(tmp_path / "made" / name, {path: name.encode() + data for path, data in IMAGES.items()}, form)
+        place = tmp_path / (name if form == "folder" else f"{name}.{form}")
+        made.rename(place)
+        places.append(str(place))
+    return places
+
+
+def test_several_places_are_one_data_set_that_keeps_them_apart(tmp_path):
+    source = open_source(params(path=several(tmp_path, here="folder", there="zip", yonder="tar.gz")), 0)
+    assert {entry.attributes["source"] for entry in source.entries} == {"here", "there", "yonder"}
+    for entry in source.entries:
+        name, inner = entry.path.split("/", 1)
+        assert name == entry.attributes["source"]
+        assert entry.split == inner.split("/")[0].lower()
+        assert entry.group.startswith(f"{name}/")
+    assert content(source) == {
+        f"{name}/{path}": name.encode() + data for name in ("here", "there", "yonder") for path, data in IMAGES.items()
+    }
+    some = {"there/Train/Real/0.jpg", "here/Test/Fake/2.jpg"}
+    assert {entry.path for entry, _ in source.read(some)} == some
+    assert source.classes == ["real", "fake"]
+    assert source.name == "3 sources: here, there, yonder"
+
+
+def test_each_of_several_places_has_a_validation_split_of_its_own(tmp_path):
+    places = several(tmp_path, here="folder", there="folder")
+    without = Path(places[1]) / "Validation"
+    for file in without.rglob("*.jpg"):
+        file.unlink()
+    found = Counter((e.attributes["source"], e.split) for e in open_source(params(path=places), 0).entries)
+    assert found["here", "validation"] == 6
+    assert 0 < found["there", "validation"] < found["there", "train"] < 6  # carved from its own train
+
+
+def test_kinds_of_fake_of_all_places_come_together(tmp_path):
+    for name, kind in (("one", "Swap"), ("two", "Drawn")):
+        make(tmp_path / name, {path.replace("Fake", kind): data for path, data in IMAGES.items()})
+        (tmp_path / name / "data").rename(tmp_path / f"set-{name}")
+    source = open_source(params(path=[str(tmp_path / "set-one"), str(tmp_path / "set-two")]), 0)
+    assert source.classes == ["real", "drawn", "swap"]
+
+
+def test_two_places_of_one_name_are_refused(tmp_path):
+    places = [str(make(tmp_path / name, IMAGES)) for name in ("a", "b")]
+    with pytest.raises(UserError, match=r"data\.path: two of its places are called data; rename one"):
+        open_source(params(path=places), 0)
+
+
+def test_one_of_several_places_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"data\.path: .*nowhere is not there"):
+        open_source(params(path=[*several(tmp_path, here="folder"), str(tmp_path / "nowhere")]), 0)
+
+
 # ---- Kaggle ------------------------------------------------------------------------------------------------
 
 
