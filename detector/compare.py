@@ -191,6 +191,40 @@ def holm(p_values: Mapping[str, float | None]) -> dict[str, float | None]:
     return adjusted
 
 
+def better_of(values: Mapping, p: str) -> str | None:
+    """ "a" or "b" where interval and p-value (the key `p`) agree that there is a difference, else "neither"."""
+    if values["difference"] is None or values["low"] is None:
+        return None
+    if values[p] >= SIGNIFICANT or values["low"] <= 0 <= values["high"]:
+        return "neither"
+    return "b" if (values["difference"] > 0) != values["lower_is_better"] else "a"
+
+
+def sentence(name: str, n: int, metric: str, values: Mapping, better: str | None, a: str = "A", b: str = "B") -> str:
+    """What `compare` found of one metric on the n images of the set `name`, in words that call the runs `a` and `b`."""
+    title = _SPELLED.get(metric, metric.replace("_", " "))
+    if values["difference"] is None:
+        return f"No verdict on {name}: {title} is not defined on its {n} common images"
+    digits = _digits(values["difference"])
+    change = f"{values['a']:.{digits}f} -> {values['b']:.{digits}f}, difference {values['difference']:+.{digits}f}"
+    if better is None:
+        return f"No verdict on {name}: {title} {change}, but there is no interval: all images are of one source"
+    low, high = values["low"], values["high"]
+    interval = f"95 % interval {low:+.{digits}f} to {high:+.{digits}f}"
+    if better != "neither":
+        winner, loser = (b, a) if better == "b" else (a, b)
+        p = _p(values["p_value"], "p = ")
+        return f"{winner} is better than {loser} on {name}: {title} {change} ({interval}), {p}"
+    if low == high == 0:
+        return f"No difference in {title} on {name}: {change}, the same in every resample"
+    ahead, behind = (-low, high) if values["lower_is_better"] else (high, -low)
+    return (
+        f"No difference in {title} that {n} images could show on {name}: {change} ({interval}), "
+        f"{_p(values['p_value'], 'p = ')}; {b} may still be better by {max(0, ahead):.{digits}f} "
+        f"or worse by {max(0, behind):.{digits}f}"
+    )
+
+
 def render(found: Mapping[str, object]) -> str:
     """What `compare` found, for people: the verdicts, what was compared, a table a test set."""
     lines = [one["says"] for one in found["sets"].values()]
@@ -245,7 +279,7 @@ def _compared(
     notes = list(pairs.notes)
     if groups is not None and 1 < groups < FEW_GROUPS:
         notes.append(f"with {groups} sources only, the intervals are too narrow and the p-values too small")
-    better = _better(metrics[metric], "p_value")
+    better = better_of(metrics[metric], "p_value")
     return {
         "n": n,
         "n_real": n - n_fake,
@@ -259,43 +293,10 @@ def _compared(
         "better": better,
         "says": f"A and B score every one of the {n} images of {name} alike: there is no difference"
         if alike
-        else _sentence(name, n, metric, metrics[metric], better),
+        else sentence(name, n, metric, metrics[metric], better),
         "notes": notes,
         "metrics": metrics,
     }
-
-
-def _better(values: Mapping, p: str) -> str | None:
-    """ "a" or "b" where interval and p-value (the key `p`) agree that there is a difference, else "neither"."""
-    if values["difference"] is None or values["low"] is None:
-        return None
-    if values[p] >= SIGNIFICANT or values["low"] <= 0 <= values["high"]:
-        return "neither"
-    return "b" if (values["difference"] > 0) != values["lower_is_better"] else "a"
-
-
-def _sentence(name: str, n: int, metric: str, values: Mapping, better: str | None) -> str:
-    title = _SPELLED.get(metric, metric.replace("_", " "))
-    if values["difference"] is None:
-        return f"No verdict on {name}: {title} is not defined on its {n} common images"
-    digits = _digits(values["difference"])
-    change = f"{values['a']:.{digits}f} -> {values['b']:.{digits}f}, difference {values['difference']:+.{digits}f}"
-    if better is None:
-        return f"No verdict on {name}: {title} {change}, but there is no interval: all images are of one source"
-    low, high = values["low"], values["high"]
-    interval = f"95 % interval {low:+.{digits}f} to {high:+.{digits}f}"
-    if better != "neither":
-        winner, loser = ("B", "A") if better == "b" else ("A", "B")
-        p = _p(values["p_value"], "p = ")
-        return f"{winner} is better than {loser} on {name}: {title} {change} ({interval}), {p}"
-    if low == high == 0:
-        return f"No difference in {title} on {name}: {change}, the same in every resample"
-    ahead, behind = (-low, high) if values["lower_is_better"] else (high, -low)
-    return (
-        f"No difference in {title} that {n} images could show on {name}: {change} ({interval}), "
-        f"{_p(values['p_value'], 'p = ')}; B may still be better by {max(0, ahead):.{digits}f} "
-        f"or worse by {max(0, behind):.{digits}f}"
-    )
 
 
 def _heading(name: str, one: Mapping) -> str:
@@ -314,7 +315,7 @@ def _table(metrics: Mapping[str, Mapping]) -> list[str]:
             lines.append(f"  {name:<22}{_number(values['a']):>9}{_number(values['b']):>9}{'-':>10}")
             continue
         interval = "-" if values["low"] is None else f"{values['low']:+.4f} to {values['high']:+.4f}"
-        better = {"a": "A", "b": "B"}.get(_better(values, "p_adjusted"), "")
+        better = {"a": "A", "b": "B"}.get(better_of(values, "p_adjusted"), "")
         lines.append(
             f"  {name:<22}{values['a']:>9.4f}{values['b']:>9.4f}{values['difference']:>+10.4f}   {interval:<21}"
             f"{_p(values['p_adjusted']):>7}  {better}".rstrip()

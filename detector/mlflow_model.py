@@ -17,8 +17,17 @@ class ImageScorer(mlflow.pyfunc.PythonModel):
 
         Returns:
             `p_fake`, calibrated, 0..1; `label`, the class it is called; `verdict`, that class or "unsure".
+
+        Raises:
+            MlflowException: something is no image; a server answers with status 400.
         """
-        found = self._detector.predict_files(model_input["image"])
+        from detector.data.decode import BrokenImage
+
+        try:
+            found = self._detector.predict_files(model_input["image"])
+        except BrokenImage as error:
+            said = f"column image: {error}; give whole image files, in JSON as base64 within dataframe_split"
+            raise mlflow.MlflowException.invalid_parameter_value(said) from None
         return pd.DataFrame({"p_fake": found.p_fake, "label": found.labels, "verdict": found.verdicts})
 
 

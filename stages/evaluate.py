@@ -1,6 +1,7 @@
 """Stage 3: calibrate the model on validation images, then score every test set, the only stage that looks at those."""
 
 import csv
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from detector.calibration import UNCALIBRATED, save_calibration
 from detector.data.extra import write_extra_sets
 from detector.data.pipeline import stored_batches
 from detector.data.shards import ShardReader, read_manifest, test_sets
-from detector.errors import exit_on_user_error
+from detector.errors import UserError, exit_on_user_error
 from detector.evaluation import RUNG_COLUMNS, Damage, choose_calibration, evaluate, stress_ladder, stress_summary
 from detector.params import flatten, load_params
 from detector.paths import (
@@ -87,8 +88,13 @@ def main() -> None:
         run_id, {path: "metrics" for path in (EVALUATION, PREDICTIONS, ROC, STRESS, BY_ATTRIBUTE, calibration_file)}
     )
     tracking.log_model(run_id, MODEL, calibration_file)
+    try:
+        registered = f", {tracking.REGISTERED} {tracking.register(run_id)}"
+    except UserError as error:  # the run is complete without it
+        print(f"WARNING: not registered: {error}", file=sys.stderr)
+        registered = ""
     report(evaluation)
-    print(f"results: {EVALUATION}, {PREDICTIONS}; MLflow run {run_id}")
+    print(f"results: {EVALUATION}, {PREDICTIONS}; MLflow run {run_id}{registered}")
 
 
 def report(evaluation: dict[str, dict]) -> None:
