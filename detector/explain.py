@@ -1,16 +1,24 @@
-"""Where the model looked: Grad-CAM (Selvaraju et al., ICCV 2017)."""
+"""Where the model looked: Grad-CAM (Selvaraju et al., ICCV 2017; HiResCAM, Draelos and Carin, 2020), laid over images.
+
+Light to import: Keras is loaded when the first map is made.
+"""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from detector.errors import UserError
 from detector.model.backbones import BACKBONES
-from detector.model.backend import keras
+
+if TYPE_CHECKING:
+    import keras
 
 BATCH = 32
+OPACITY = 0.6  # of the colour where the heat is 1
 
 
 def grad_cam(
@@ -18,8 +26,11 @@ def grad_cam(
 ) -> np.ndarray:
     """Heatmaps of what in each image speaks for an output.
 
-    The layer's maps are weighted with the mean gradient of the output over the image, summed, and what is negative is
-    left out (equations 1 and 2). The gradient is taken before sigmoid or softmax, where a score of 0.9999 has one too.
+    The layer's maps are multiplied with the gradient of the output, place by place, summed over the maps, and what is
+    negative is left out. Grad-CAM takes the gradient's mean over the image instead (Selvaraju et al., ICCV 2017), which
+    blurs what speaks for the output with what speaks against it; kept in its place (HiResCAM, Draelos and Carin, 2020)
+    it can be used where the maps are finer. At the last convolution the two are the same here, as all places count
+    alike in what follows. The gradient is taken before sigmoid or softmax, where a score of 0.9999 has one too.
 
     Args:
         model: a network of `detector.model.network`, on the TensorFlow or the JAX backend.
@@ -27,7 +38,8 @@ def grad_cam(
         output: the class that is explained, in the order of the labels (0 is real); None is fake of any kind, by its
             log-odds.
         layer: the layer whose maps are weighted, one that all of the network passes through, such as the end of a
-            residual block; None is the last convolution.
+            residual block; None is the last one of maps about twice as fine as the last convolution's, which on the
+            smallest images are of 3 x 3 cells.
 
     Returns:
         float32 (n, size, size), 0..1, 1 where the evidence is strongest in that image; all 0 where nothing in it
@@ -41,8 +53,10 @@ def grad_cam(
         raise UserError(f"output {output} is none of the model's; name one from 0 to {classes - 1}")
     if layer is None and model.name not in BACKBONES:
         raise UserError(f"{model.name} is no backbone of this project; name the layer to explain")
+    from detector.model.backend import keras
+
     size = images.shape[1]
-    trunk, head = _cut(model, layer or BACKBONES[model.name].last_conv)
+    trunk, head = _cut(model, layer or _before_last_reduction(model))
     last = model.layers[-1]
 
     def evidence(maps):
@@ -58,16 +72,49 @@ def grad_cam(
         maps = trunk(images[start : start + BATCH], training=False)
         gradient = _gradient(evidence, maps)
         maps, gradient = (keras.ops.convert_to_numpy(keras.ops.cast(x, "float32")) for x in (maps, gradient))
-        coarse = np.maximum(np.einsum("nhwc,nc->nhw", maps, gradient.mean((1, 2))), 0)
+        coarse = np.maximum((maps * gradient).sum(-1), 0)
         fine = np.stack([cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR) for image in coarse])
         strongest = fine.max((1, 2), keepdims=True)
         heat.append(np.divide(fine, strongest, out=np.zeros_like(fine), where=strongest > 0))
     return np.concatenate(heat)
 
 
+def at_size(heat: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A map of the model's square input at the size of the image that was stretched to it.
+
+    Args:
+        heat: float (size, size), 0..1.
+
+    Returns:
+        float32 (height, width), 0..1, bilinear.
+    """
+    return cv2.resize(heat.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """The image in grey under its heat.
+
+    Where there is no heat the grey image is left alone; more heat is more colour, from viridis's violet to its yellow,
+    which grows lighter all the way and is read alike with the common colour-vision deficiencies. It never covers
+    more than `OPACITY`, so that the face stays to be seen.
+
+    Args:
+        image: uint8 (h, w, 3) RGB. heat: float (h, w), 0..1 (`at_size`).
+
+    Returns:
+        uint8 (h, w, 3) RGB.
+    """
+    heat = np.clip(heat, 0, 1).astype(np.float32)
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)[..., None]
+    colour = cv2.applyColorMap(np.uint8(heat * 255 + 0.5), cv2.COLORMAP_VIRIDIS)[..., ::-1]
+    return np.uint8(grey + (colour - grey) * (OPACITY * np.sqrt(heat[..., None])) + 0.5)
+
+
 @lru_cache(maxsize=2)  # the parts share the model's weights, so they never grow stale
 def _cut(model: "keras.Model", layer: str) -> tuple["keras.Model", "keras.Model"]:
     """The model up to a layer, and from there to what its last layer takes in."""
+    from detector.model.backend import keras
+
     try:
         maps = model.get_layer(layer).output
         parts = keras.Model(model.input, maps), keras.Model(maps, model.layers[-1].input)
@@ -78,8 +125,31 @@ def _cut(model: "keras.Model", layer: str) -> tuple["keras.Model", "keras.Model"
     return parts
 
 
+@lru_cache(maxsize=2)
+def _before_last_reduction(model: "keras.Model") -> str:
+    """The last layer of maps about twice as fine as the last convolution's that all of the network passes through.
+
+    Where there is none, the last convolution. Padded maps are passed over: their cells lie beside the image's.
+    """
+    from detector.model.backend import keras
+
+    names = [layer.name for layer in model.layers]
+    last = names.index(BACKBONES[model.name].last_conv)
+    side = model.layers[last].output.shape[1]
+    for layer in reversed(model.layers[:last]):
+        if isinstance(layer, keras.layers.ZeroPadding2D) or len(layer.output.shape) != 4:
+            continue
+        if side < layer.output.shape[1] <= 2 * side + 1:
+            with suppress(UserError):
+                _cut(model, layer.name)
+                return layer.name
+    return names[last]
+
+
 def _gradient(function: Callable, x):
     """d sum(function(x)) / dx, of the shape of x."""
+    from detector.model.backend import keras
+
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 

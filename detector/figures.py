@@ -923,6 +923,47 @@ def mistakes(images: Sequence[np.ndarray], captions: Sequence[str], title: str =
     return _sheet(title, "" if tiles else "There are none.", {"": tiles}, _across(len(tiles)))
 
 
+class Explained(NamedTuple):
+    """An image and the heat on it, if it has any: overlay, of the image's size; mask: what was forged, where known."""
+
+    image: np.ndarray
+    overlay: np.ndarray
+    has_heat: bool
+    kind: str
+    called: str
+    p_fake: float
+    right: bool
+    mask: np.ndarray | None = None
+
+
+@_styled
+def heat_sheet(
+    rows: Mapping[str, Sequence[Explained]], threshold: float, title: str = "Where the model looked"
+) -> Figure:
+    """Images, each beside itself with its heat laid over, in titled rows; a row of none is left out."""
+    tiles = {
+        f"{name} ({'✓' if pairs[0].right else '✗'})": [
+            tile
+            for pair in pairs
+            for tile in (
+                _Tile(pair.image, f"is {pair.kind}\ncalled {pair.called}", pair.right),
+                _Tile(
+                    pair.overlay,
+                    f"P(fake) {_score(pair.p_fake, threshold)}\n{' ' if pair.has_heat else 'no heat'}",
+                    mask=pair.mask,
+                ),
+            )
+        ]
+        for name, pairs in rows.items()
+        if pairs
+    }
+    said = "Left the image, right in grey what in it speaks for fake: violet a little, green more, yellow most."
+    if any(pair.mask is not None for pairs in rows.values() for pair in pairs):
+        said += " Outlined: what was forged."
+    said += f" Called fake from P(fake) {threshold:.2f} on."
+    return _sheet(title, said if tiles else "There is no image.", tiles, 6, together=2)
+
+
 @_styled
 def duplicate_pairs(
     pairs: Sequence[tuple[tuple[np.ndarray, str], tuple[np.ndarray, str]]],

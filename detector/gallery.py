@@ -12,8 +12,9 @@ from scipy.special import logit
 from detector import figures, scoring
 from detector.calibration import Calibration
 from detector.data.decode import decode
-from detector.data.sample import read_mask
+from detector.data.sample import MASKS, read_mask
 from detector.data.shards import ShardReader, class_names, read_manifest
+from detector.explain import at_size, overlay
 
 SHEET_COLUMNS = 8
 MISTAKES = 12
@@ -90,17 +91,12 @@ def images(
         places: test set -> the folder with its shards. count: random images a set.
     """
 
-    def stored(name: str, rows: pd.DataFrame) -> list[np.ndarray]:
-        manifest = read_manifest(places[name])
-        manifest = manifest[manifest["split"] == name].set_index("path").loc[rows["path"]].reset_index()
-        return list(ShardReader(places[name], manifest).images())
-
     for name, rows in predictions.groupby("set", sort=False):
         drawn = rows.sample(min(count, len(rows)), random_state=seed)
         yield (
             f"predictions_{name}",
             figures.prediction_grid(
-                stored(name, drawn), drawn["label"].tolist(), drawn["p_fake"].tolist(), threshold,
+                _stored(places[name], name, drawn), drawn["label"].tolist(), drawn["p_fake"].tolist(), threshold,
                 list(zip(drawn["class"], drawn["called"], strict=True)), f"Random images of {name}",
             ),
         )  # fmt: skip
@@ -114,7 +110,42 @@ def images(
             f"is {kind}, called {called}\nP(fake) {score:.3f}"
             for kind, called, score in zip(worst["class"], worst["called"], worst["p_fake"], strict=True)
         ]
-        yield f"mistakes_{name}", figures.mistakes(stored(name, worst), captions, f"The surest mistakes: {many}")
+        yield (
+            f"mistakes_{name}",
+            figures.mistakes(_stored(places[name], name, worst), captions, f"The surest mistakes: {many}"),
+        )
+
+
+def heat(
+    places: Mapping[str, Path], predictions: pd.DataFrame, heatmaps: pd.DataFrame, threshold: float
+) -> Iterator[tuple[str, Figure]]:
+    """Name and figure of each picture of the surest calls beside what spoke for them.
+
+    Args:
+        places: test set -> the folder with its shards. heatmaps: as `detector.results.read_heatmaps`.
+    """
+    table = heatmaps.merge(predictions, on=["set", "path"]).rename(columns={"class": "kind"})
+    for name, rows in table.groupby("set", sort=False):
+        sheet: dict[str, list[figures.Explained]] = {}
+        masked = (places[name] / "sample" / MASKS).is_file()
+        for row, image in zip(rows.itertuples(), _stored(places[name], name, rows), strict=True):
+            mask = read_mask(places[name] / "sample", row.path) if masked else None
+            if mask is not None:
+                mask = cv2.resize(mask, image.shape[1::-1])
+            laid, heated = overlay(image, at_size(row.heat, *image.shape[:2])), bool(row.heat.any())
+            called = row.p_fake >= threshold
+            title = f"{('Real', 'Fake')[row.label]} images called {('real', 'fake')[called]}"
+            sheet.setdefault(title, []).append(
+                figures.Explained(image, laid, heated, row.kind, row.called, row.p_fake, called == row.label, mask)
+            )
+        yield f"heat_{name}", figures.heat_sheet(sheet, threshold, f"Where the model looked: {name}")
+
+
+def _stored(folder: Path, name: str, rows: pd.DataFrame) -> list[np.ndarray]:
+    """The images of `rows` of the test set `name`, in their order."""
+    manifest = read_manifest(folder)
+    manifest = manifest[manifest["split"] == name].set_index("path").loc[rows["path"]].reset_index()
+    return list(ShardReader(folder, manifest).images())
 
 
 def duplicates(examples: Sequence[Mapping], folder: Path) -> Figure:

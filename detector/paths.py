@@ -20,6 +20,7 @@ PREDICTIONS = Path("metrics/predictions.csv")
 ROC = Path("metrics/roc.csv")
 STRESS = Path("metrics/stress.csv")
 BY_ATTRIBUTE = Path("metrics/by_attribute.csv")
+HEATMAPS = Path("metrics/heatmaps.npz")  # of the few test images that are shown with theirs
 PLOTS = Path("metrics/plots")
 REPORT = Path("metrics/report.html")
 

@@ -45,6 +45,7 @@ MANY_VALUES = 15  # of an attribute; of more, the worst are shown
 EXAMPLES = 3  # files named for each reason to set one aside
 WORST = 5  # rungs of the stress test
 ENOUGH = 10  # images of a value, to be among the worst
+SAME_PLACE = 1.1  # heat in an image's own forged region by that in others', from which on it follows the region
 PHOTOGRAPHIC = 5  # a PNG so many times the size of a good WebP is of images, a chart is 2 to 3 times that
 SHOWN_SETS = 2  # whose pictures are shown at once; those of further ones unfold
 PER_CENT = re.compile(r"(?<=\d) (?=%)")  # the space in it, at which no line may break
@@ -87,6 +88,7 @@ def render(
         Section("robustness", "What damage to the images costs", _robustness(evaluation, stress, album)),
         Section("attributes", "Is it as good for everybody?", _attributes(by_attribute)),
         Section("mistakes", "Images, and the surest mistakes", _mistakes(evaluation, album, run)),
+        Section("looked", "Where it looked", _looked(evaluation, album, run)),
         Section("limits", "What is not known", _limits(data, train, evaluation, by_attribute, run)),
         Section("glossary", "The terms", [Glossary()]),
         Section("again", "How to do it again", _again(data, calibration, run)),
@@ -913,9 +915,80 @@ def _mistakes(evaluation: Mapping[str, Mapping], album: _Album, run: Mapping) ->
         *album.of_sets("predictions", "Random test images and what they were called", evaluation, _calls),
         *album.of_sets("mistakes", "The surest mistakes", evaluation, _calls),
     ]
+    return [Points(said), *(images or [Text(_no_image(run))])]
+
+
+def _no_image(run: Mapping) -> str:
     private = str(run.get("plot.private", False)).lower() == "true"
-    note = "The data are private: no image of them is shown." if private else "There is no picture of them."
-    return [Points(said), *(images or [Text(note)])]
+    return "The data are private: no image of them is shown." if private else "There is no picture of them."
+
+
+def _looked(evaluation: Mapping[str, Mapping], album: _Album, run: Mapping) -> list[Block]:
+    known = {name: found for name, metrics in evaluation.items() if (found := metrics.get("localisation"))}
+    images = album.of_sets("heat", "Where the model looked, on its surest calls", evaluation, _calls)
+    return [
+        Text(
+            "The heat on an image is what in it raised the model's score towards fake, by Grad-CAM (Selvaraju et al., "
+            "2017) in the form of Draelos and Carin (2020). It is evidence for the score, not a proof of anything: "
+            "neither that a hot spot was forged nor that a cold one is genuine. It is coarse, a few cells across, and "
+            "spread over the image. Every image has a scale of its own: the yellow of one called real may stand for "
+            "next to nothing; where no place raised the score there is no heat. And a map can "
+            "look sensible and yet say little of the model (Adebayo et al., 2018): no verdict should rest on it alone."
+        ),
+        *(images or [Text(_no_image(run))]),
+        *(_localised(known) if known else []),
+    ]
+
+
+def _localised(known: Mapping[str, Mapping]) -> list[Block]:
+    columns = {
+        "Fakes": lambda found: f"{found['images']:,}",
+        "Heat in the region": lambda found: _figure_with(found, "heat_share", _percent),
+        "Region's share": lambda found: _percent(found["region_share"]),
+        "Times chance": lambda found: _figure_with(found, "ratio", _twofold),
+        "Heat in others' regions": lambda found: _percent(found["elsewhere_share"]),
+        "Hottest pixel in it": lambda found: _figure_with(found, "pointing_game", _percent),
+        "No heat": lambda found: f"{found['without_heat']:,}",
+    }
+    return [
+        Heading("Does the heat fall where the forgery is?"),
+        Text(
+            "Where it is known which pixels were forged, that can be counted. Of heat without aim the region would "
+            "have its share of the image, and the hottest pixel as often (the pointing game, Zhang et al., 2018)."
+        ),
+        _table_of_sets("The heat of fakes, and the region that was forged", known, columns),
+        Points([f"“{name}”: {_aim_in_words(found)}" for name, found in known.items()]),
+    ]
+
+
+def _aim_in_words(found: Mapping) -> str:
+    interval, share, elsewhere = found["intervals"]["ratio"], found["heat_share"], found["elsewhere_share"]
+    if interval is None:
+        return "too few images or groups for an interval; whether the heat is aimed cannot be told."
+    if interval["high"] < 1:
+        return "the heat avoids the forged region: do not read the maps as pointing at what was forged."
+    if interval["low"] <= 1:
+        return (
+            "the heat falls on the forged region no more than chance has it: the maps do not point at what was forged."
+        )
+    said = f"the forged region has {_twofold(found['ratio'])} times the heat that chance would give it."
+    if elsewhere is not None and share < SAME_PLACE * elsewhere:
+        said += (
+            " Other images' forged regions would have caught about as much: the regions lie alike, and the heat on "
+            "that part of every image, so this says where the model looks, not that it finds each forgery's own bounds."
+        )
+    return said
+
+
+def _twofold(value: float | None) -> str:
+    return _decimal(value, 2)
+
+
+def _figure_with(found: Mapping, key: str, form: Callable[[float | None], str]) -> str:
+    interval = found["intervals"][key]
+    if not interval:
+        return form(found[key])
+    return _two_lines(form(found[key]), _between(interval["low"], interval["high"], form))
 
 
 # ----------------------------------------------------------------------------------------------- the limits

@@ -1,9 +1,12 @@
-"""The small files under metrics/ in which a stage says what it found."""
+"""The files under metrics/ in which a stage says what it found."""
 
 import json
+import zipfile
+import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from detector.errors import UserError
@@ -40,4 +43,22 @@ def read_table(path: Path, texts: Collection[str]) -> pd.DataFrame:
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run `dvc repro` first") from None
     except ValueError:  # pandas's own errors and UnicodeDecodeError among them
+        raise UserError(f"{path}: damaged; run `dvc repro -f evaluate`") from None
+
+
+def write_heatmaps(path: Path, table: pd.DataFrame) -> None:
+    """Write the columns set, path and heat, float (size, size) in 0..1, in 256 steps; equal tables give equal bytes."""
+    heat = np.uint8(np.stack(table["heat"]) * 255 + 0.5)
+    np.savez_compressed(path, set=table["set"].to_numpy(str), path=table["path"].to_numpy(str), heat=heat)
+
+
+def read_heatmaps(path: Path) -> pd.DataFrame:
+    """What `write_heatmaps` wrote; UserError if the stage that writes it has not run or the file is damaged."""
+    try:
+        with np.load(path) as file:
+            heat = [image.astype(np.float32) / 255 for image in file["heat"]]
+            return pd.DataFrame({"set": file["set"], "path": file["path"], "heat": heat})
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; run `dvc repro` first") from None
+    except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         raise UserError(f"{path}: damaged; run `dvc repro -f evaluate`") from None

@@ -16,13 +16,26 @@ from detector.data.extra import write_extra_sets
 from detector.data.pipeline import stored_batches
 from detector.data.shards import ShardReader, read_manifest, test_sets
 from detector.errors import UserError, exit_on_user_error
-from detector.evaluation import RUNG_COLUMNS, Damage, choose_calibration, evaluate, stress_ladder, stress_summary
+from detector.evaluation import (
+    RUNG_COLUMNS,
+    Damage,
+    choose_calibration,
+    evaluate,
+    forged_regions,
+    localisation,
+    showcase,
+    stress_ladder,
+    stress_summary,
+    with_known_forgery,
+)
+from detector.explain import grad_cam
 from detector.params import flatten, load_params
 from detector.paths import (
     BY_ATTRIBUTE,
     EVALUATION,
     EVALUATION_RUN,
     EXTRA,
+    HEATMAPS,
     MODEL,
     PREDICTIONS,
     PREPARED,
@@ -31,7 +44,7 @@ from detector.paths import (
     TRAINING_RUN,
 )  # fmt: skip
 from detector.predict import Detector, network_outputs
-from detector.results import read_text, write_json
+from detector.results import read_text, write_heatmaps, write_json
 
 BATCH_SIZE = 32
 
@@ -50,11 +63,15 @@ def main() -> None:
         bar = tqdm(batches, name, total, disable=None, leave=False)
         return network_outputs(detector.model, bar, settings.flip_average)
 
+    def heat(rows: pd.DataFrame, folder: Path) -> np.ndarray:
+        batches = stored_batches(ShardReader(folder, rows), detector.card.image_size, BATCH_SIZE)
+        return np.concatenate([grad_cam(detector.model, batch) for batch in batches])
+
     validation, classes = manifest[manifest["split"] == "validation"], detector.card.classes
     calibrating = partial(outputs, name="calibration")
     calibration, chosen_on = choose_calibration(validation, calibrating, classes, settings, seed)
 
-    found, ladder = {}, pd.DataFrame(columns=RUNG_COLUMNS)
+    found, shown, ladder = {}, [], pd.DataFrame(columns=RUNG_COLUMNS)
     places = {**dict.fromkeys(test_sets(manifest), PREPARED), **{name: EXTRA / name for name in extra}}
     for name, folder in places.items():
         rows = read_manifest(folder)
@@ -65,6 +82,13 @@ def main() -> None:
             speed = len(rows) / (time.perf_counter() - started)
         found[name] = evaluate(rows, output, calibration, classes, settings.bootstrap, seed)
         found[name].metrics.update(extra.get(name, {}))
+        sheet = showcase(found[name].predictions, calibration.threshold)
+        shown.append(sheet[["set", "path"]].assign(heat=list(heat(rows.loc[sheet.index], folder))))
+        if len(fakes := with_known_forgery(rows, folder, seed)):
+            forged = forged_regions(fakes, folder, detector.card.image_size)
+            found[name].metrics["localisation"] = localisation(
+                heat(fakes, folder), forged, fakes["group"].tolist(), settings.bootstrap, seed
+            )
         if name == "test" and settings.stress_images:
             ladder = stress_ladder(rows, partial(outputs, name="stress"), calibration, settings.stress_images, seed)
             found[name].metrics["stress"] = stress_summary(ladder)
@@ -72,6 +96,7 @@ def main() -> None:
     calibration_file = save_calibration(calibration, MODEL, chosen_on)
     evaluation = {name: result.metrics for name, result in found.items()}
     write_json(EVALUATION, evaluation)
+    write_heatmaps(HEATMAPS, pd.concat(shown))
     ladder.to_csv(STRESS, index=False)
     for path, table in ((PREDICTIONS, "predictions"), (BY_ATTRIBUTE, "attributes"), (ROC, "roc")):
         rows = pd.concat([getattr(result, table) for result in found.values()])

@@ -17,6 +17,7 @@ from detector.paths import (
     EVALUATION,
     EVALUATION_RUN,
     EXTRA,
+    HEATMAPS,
     HISTORY,
     MODEL,
     PLOTS,
@@ -26,7 +27,7 @@ from detector.paths import (
     STRESS,
     TRAIN_SUMMARY,
 )
-from detector.results import read_json, read_table, read_text
+from detector.results import read_heatmaps, read_json, read_table, read_text
 
 
 def main() -> None:
@@ -48,6 +49,7 @@ def main() -> None:
     if not params.plot.private:
         count, threshold = params.plot.grid_images, calibration.threshold
         pictures.append(gallery.images(places, predictions, threshold, count, params.seed))
+        pictures.append(gallery.heat(places, predictions, read_heatmaps(HEATMAPS), threshold))
         if examples := data["duplicates"]["examples"]:
             pictures.append([("duplicates", gallery.duplicates(examples, PREPARED / "duplicates"))])
         if params.data.source == "sample":

@@ -124,6 +124,8 @@ def test_repro_writes_what_the_readme_promises(trained):
         assert set(metrics["per_class"]["fake"]) == {"precision", "recall", "f1", "support"}
         assert metrics["threshold"] == trained.read("models/calibration.json")["threshold"]
     assert evaluation["test"]["stress"]["images"] == 2
+    assert evaluation["test"]["localisation"]["images"] == evaluation["test_perturbed"]["localisation"]["images"] == 8
+    assert "localisation" not in evaluation["elsewhere"]
     predictions = list(csv.DictReader((trained.folder / "metrics/predictions.csv").open()))
     assert len(predictions) == 39
     assert len(list(csv.DictReader((trained.folder / "metrics/stress.csv").open()))) == 176
@@ -134,7 +136,8 @@ def test_repro_writes_what_the_readme_promises(trained):
         "accuracy.png", "loss.png", "roc.png", "precision_recall.png", "robustness_ladder.png", "sample.png",
         *(f"{name}_{of}.png"
           for of in ("test", "test_perturbed", "elsewhere")
-          for name in ("predictions", "mistakes", "reliability", "scores", "risk_coverage", "confusion_matrix")),
+          for name in ("predictions", "mistakes", "heat", "reliability", "scores", "risk_coverage",
+                       "confusion_matrix")),
     }  # fmt: skip
     report = (trained.folder / "metrics/report.html").read_text()
     assert "elsewhere" in report and "data:image/" in report

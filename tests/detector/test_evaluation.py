@@ -11,8 +11,11 @@ from detector.evaluation import (
     by_attribute,
     choose_calibration,
     evaluate,
+    localisation,
+    showcase,
     stress_ladder,
     stress_summary,
+    with_known_forgery,
 )
 from detector.scoring import METRICS, score
 
@@ -308,3 +311,103 @@ def test_the_summary_of_one_class_has_no_auc(network):
     found = stress_summary(ladder)
     assert found["generic"]["auc"] is None and 0 <= found["generic"]["accuracy"] <= 1
     assert isinstance(found["generic"]["accuracy"], float)
+
+
+# ---- where it looked -------------------------------------------------------------------------------------------
+
+
+def test_the_surest_calls_of_each_kind_are_shown_one_of_a_group():
+    rows = rows_of(80)
+    outputs = np.random.default_rng(1).random(80)
+    table = evaluate(rows, outputs, CALIBRATED, ["camera", "swap"], resamples=100, seed=0).predictions
+    shown = showcase(table, 0.6)
+    called = shown["p_fake"] >= 0.6
+    assert list(zip(shown["label"], called, strict=True)) == (
+        [(1, True)] * 3 + [(0, False)] * 3 + [(0, True)] * 3 + [(1, False)] * 3
+    )
+    p = shown["p_fake"].to_numpy()
+    assert (np.diff(p[:3]) <= 0).all() and (np.diff(p[3:6]) >= 0).all()
+    assert p[0] == table.loc[table["label"] == 1, "p_fake"].max()
+    assert p[6] == table.loc[table["label"] == 0, "p_fake"].max()
+    shared = showcase(table.assign(group="same"), 0.6)
+    assert list(shared.columns) == list(table.columns) and len(shared) == 4
+    shuffled = table.sample(frac=1, random_state=0)
+    assert list(showcase(shuffled, 0.6)["path"]) == list(shown["path"])
+
+
+def test_a_kind_of_call_that_does_not_occur_is_not_shown():
+    rows = rows_of(10)
+    table = evaluate(rows, rows["label"].to_numpy() * 0.9, UNCALIBRATED, ["a", "b"], resamples=100, seed=0).predictions
+    assert len(showcase(table, 0.5)) == 6
+
+
+def squares(places: list[tuple[int, int]]) -> np.ndarray:
+    masks = np.zeros((len(places), 20, 20), np.float32)
+    for mask, (y, x) in zip(masks, places, strict=True):
+        mask[y : y + 5, x : x + 5] = 1
+    return masks
+
+
+CORNERS = [(0, 0), (0, 15), (15, 0), (15, 15)] * 10
+GROUPS = [f"g{i // 2}" for i in range(40)]
+
+
+def test_heat_in_the_region_and_nowhere_else():
+    forged = squares(CORNERS)
+    found = localisation(forged, forged, GROUPS, resamples=200, seed=0)
+    assert (found["images"], found["without_heat"]) == (40, 0)
+    assert found["heat_share"] == pytest.approx(1) and found["pointing_game"] == 1
+    assert found["region_share"] == pytest.approx(1 / 16) and found["ratio"] == pytest.approx(16)
+    assert found["elsewhere_share"] == pytest.approx(9 / 39)  # a quarter of the regions is the same corner
+
+
+def test_heat_without_aim_is_chance():
+    heat = np.random.default_rng(0).random((40, 20, 20))
+    found = localisation(heat, squares(CORNERS), GROUPS, resamples=500, seed=0)
+    assert found["intervals"]["ratio"]["low"] < 1 < found["intervals"]["ratio"]["high"]
+    assert found["elsewhere_share"] == pytest.approx(found["heat_share"], rel=0.1)
+
+
+def test_heat_that_always_lies_in_the_middle_is_found_out():
+    forged = squares([(7 + i % 2, 7 + i // 2 % 2) for i in range(40)])
+    middle = np.repeat(squares([(8, 8)]), 40, axis=0)
+    found = localisation(middle, forged, GROUPS, resamples=200, seed=0)
+    assert found["ratio"] > 8
+    assert found["elsewhere_share"] == pytest.approx(found["heat_share"], rel=0.05)
+
+
+def test_images_without_heat_point_nowhere_and_have_no_share():
+    forged = squares(CORNERS)
+    heat = forged.copy()
+    heat[:10] = 0
+    found = localisation(heat, forged, GROUPS, resamples=200, seed=0)
+    assert found["without_heat"] == 10
+    assert found["heat_share"] == pytest.approx(1) and found["pointing_game"] == 0.75
+    cold = localisation(np.zeros_like(forged), forged, GROUPS, resamples=200, seed=0)
+    assert cold["heat_share"] is None and cold["ratio"] is None and cold["elsewhere_share"] is None
+    assert cold["pointing_game"] == 0 and cold["intervals"]["ratio"] is None
+
+
+def test_the_intervals_of_localisation_are_clustered():
+    rng = np.random.default_rng(3)
+    forged = squares([CORNERS[i] for i in rng.integers(0, 4, 40)])
+    heat = rng.random((40, 20, 20)) + forged * rng.random((40, 1, 1)) * 3
+    names = [str(i) for i in range(40)]
+
+    def width(found: dict) -> float:
+        return found["intervals"]["ratio"]["high"] - found["intervals"]["ratio"]["low"]
+
+    apart = localisation(heat, forged, names, resamples=1000, seed=0)
+    copied = localisation(np.tile(heat, (4, 1, 1)), np.tile(forged, (4, 1, 1)), names * 4, resamples=1000, seed=0)
+    assert copied["ratio"] == pytest.approx(apart["ratio"])
+    assert width(copied) == pytest.approx(width(apart), rel=0.1)
+    assert localisation(heat, forged, ["one"] * 40, 100, 0)["intervals"]["ratio"] is None
+    assert apart == localisation(heat, forged, names, resamples=1000, seed=0)
+
+
+def test_without_masks_nothing_is_localised(tmp_path):
+    assert with_known_forgery(rows_of(10), tmp_path, seed=0).empty
+    (tmp_path / "sample").mkdir()
+    (tmp_path / "sample/masks.zip").touch()
+    known = with_known_forgery(rows_of(600), tmp_path, seed=0)
+    assert len(known) == 200 and (known["label"] == 1).all()

@@ -1,8 +1,15 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from detector.errors import UserError
-from detector.explain import grad_cam
+from detector.evaluation import localisation
+from detector.explain import at_size, grad_cam, overlay
 from detector.model.backend import keras
 
 SIZE, BLOB = 32, (slice(4, 12), slice(20, 28))
@@ -16,7 +23,8 @@ def network(classes: int = 2, seed: int = 0, name: str = "xception") -> "keras.M
     x = keras.layers.Conv2D(3, 4, strides=4, use_bias=False, name="early")(x)
     y = keras.layers.Conv2D(3, 1, use_bias=False, name="branch")(x)
     x = keras.layers.Add(name="sum")([x, y])
-    x = keras.layers.ReLU(name="block14_sepconv2_act")(x)
+    x = keras.layers.ReLU(name="fine")(x)
+    x = keras.layers.AveragePooling2D(2, name="block14_sepconv2_act")(x)
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
     output = keras.layers.Dense(1 if classes == 2 else classes, "sigmoid" if classes == 2 else "softmax", name="out")
     model = keras.Model(image, output(x), name=name)
@@ -146,3 +154,127 @@ def test_an_unknown_backbone_needs_a_layer():
     with pytest.raises(UserError, match="mine is no backbone"):
         grad_cam(model, spots(0))
     assert grad_cam(model, spots(0), layer="sum").max() == 1
+
+
+# ---- a network that has learned something --------------------------------------------------------------------
+
+
+def forgeries(n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Grain all over; every other image is smooth in a square somewhere. Images, labels, masks."""
+    rng = np.random.default_rng(seed)
+    images = rng.normal(128, 40, (n, SIZE, SIZE, 3))
+    labels, masks = np.arange(n) % 2, np.zeros((n, SIZE, SIZE), np.float32)
+    for i in np.flatnonzero(labels):
+        y, x = rng.integers(0, SIZE - 12, 2)
+        masks[i, y : y + 12, x : x + 12] = 1
+        images[i, y : y + 12, x : x + 12] = rng.normal(128, 4, (12, 12, 3))
+    return images.clip(0, 255).astype(np.uint8), labels, masks
+
+
+def learner(seed: int) -> "keras.Model":
+    keras.utils.set_random_seed(seed)
+    image = keras.Input((SIZE, SIZE, 3), name="image")
+    x = keras.layers.Rescaling(1 / 64, -2, name="scaling")(image)
+    x = keras.layers.Conv2D(12, 3, strides=2, padding="same", activation="relu", name="first")(x)
+    x = keras.layers.Conv2D(16, 3, strides=2, padding="same", activation="relu", name="fine")(x)
+    x = keras.layers.Conv2D(16, 3, strides=2, padding="same", activation="relu", name="block14_sepconv2_act")(x)
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(image, keras.layers.Dense(1, "sigmoid", name="p_fake")(x), name="xception")
+
+
+@pytest.fixture(scope="module")
+def learned() -> "keras.Model":
+    model = learner(0)
+    model.compile(keras.optimizers.Adam(0.01), "binary_crossentropy")
+    images, labels, _ = forgeries(512, seed=0)
+    model.fit(images, labels[:, None], batch_size=32, epochs=20, verbose=0)
+    return model
+
+
+def test_of_a_trained_network_the_heat_follows_the_forged_region(learned):
+    images, labels, masks = forgeries(128, seed=1)
+    assert np.mean((learned.predict_on_batch(images)[:, 0] > 0.5) == labels) > 0.9
+    fakes = labels == 1
+    found = localisation(grad_cam(learned, images[fakes]), masks[fakes], list(range(fakes.sum())), 200, seed=0)
+    assert found["intervals"]["ratio"]["low"] > 1.5
+    assert found["heat_share"] > 1.5 * found["elsewhere_share"]
+    assert found["pointing_game"] > 2 * found["region_share"]
+
+
+def test_a_trained_networks_maps_do_not_outlive_its_weights(learned):
+    """Adebayo et al., NeurIPS 2018: the model parameter randomisation test, from the output down."""
+    images, labels, masks = forgeries(128, seed=1)
+    fakes = labels == 1
+    trained = grad_cam(learned, images[fakes])
+
+    def likeness(other: np.ndarray) -> float:
+        moved = (trained.std((1, 2)) > 0) & (other.std((1, 2)) > 0)
+        pairs = zip(trained[moved], other[moved], strict=True)
+        return float(np.sum([np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in pairs]) / len(trained))
+
+    twin = learner(0)
+    twin.set_weights(learned.get_weights())
+    assert likeness(grad_cam(twin, images[fakes])) > 0.95
+    random = [learner(seed) for seed in range(1, 9)]
+    assert abs(np.mean([likeness(grad_cam(model, images[fakes])) for model in random])) < 0.4
+    ratios = [
+        localisation(grad_cam(m, images[fakes]), masks[fakes], ["a"] * fakes.sum(), 100, 0)["ratio"] for m in random
+    ]
+    assert np.mean(ratios) < localisation(trained, masks[fakes], ["a"] * fakes.sum(), 100, 0)["ratio"]
+
+
+def test_the_maps_are_those_before_the_last_reduction():
+    model = learner(3)
+    images, *_ = forgeries(4, seed=2)
+    np.testing.assert_array_equal(grad_cam(model, images), grad_cam(model, images, layer="fine"))
+    assert not np.array_equal(grad_cam(model, images), grad_cam(model, images, layer="block14_sepconv2_act"))
+
+
+# ---- laid over the image ---------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    heat=arrays(np.float32, (5, 5), elements=st.floats(0, 1, width=32)),
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+)
+def test_at_any_size_heat_stays_heat(heat, height, width):
+    fitted = at_size(heat, height, width)
+    assert fitted.shape == (height, width) and fitted.dtype == np.float32
+    assert heat.min() - 1e-6 <= fitted.min() and fitted.max() <= heat.max() + 1e-6
+
+
+def test_heat_keeps_its_place_in_an_image_of_another_shape():
+    heat = np.zeros((10, 10), np.float32)
+    heat[2:4, 7:9] = 1
+    fitted = at_size(heat, 100, 200)
+    assert np.unravel_index(fitted.argmax(), fitted.shape)[0] in range(20, 40)
+    assert np.unravel_index(fitted.argmax(), fitted.shape)[1] in range(140, 180)
+
+
+def test_without_heat_the_image_is_grey_and_untouched():
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    laid = overlay(image, np.zeros((20, 30)))
+    assert laid.dtype == np.uint8 and laid.shape == image.shape
+    assert (laid == laid[..., :1]).all()
+    np.testing.assert_allclose(laid[..., 0], image @ [0.299, 0.587, 0.114], atol=1)
+
+
+def test_under_the_most_heat_the_image_is_still_to_be_seen():
+    image = np.repeat(np.random.default_rng(0).integers(0, 256, (20, 30, 1), np.uint8), 3, axis=2)
+    laid = overlay(image, np.ones((20, 30))).astype(float)
+    for channel in range(3):
+        assert np.corrcoef(laid[..., channel].ravel(), image[..., 0].ravel())[0, 1] > 0.999
+        assert laid[..., channel].std() > 0.39 * image.std()
+
+
+def test_more_heat_is_lighter_on_a_dark_image():
+    laid = overlay(np.full((1, 101, 3), 30, np.uint8), np.linspace(0, 1, 101)[None]).astype(float)
+    lightness = laid[0] @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(lightness) > -1.5).all() and lightness[-1] > lightness[0] + 60
+
+
+def test_overlays_need_no_keras():
+    code = "import sys, detector.explain; sys.exit(bool({'tensorflow', 'keras'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -595,3 +595,35 @@ def test_importing_needs_neither_pyplot_nor_a_framework():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+# ---- heat --------------------------------------------------------------------------------------------------------
+
+
+def test_heat_stands_beside_its_image_in_titled_rows():
+    image, overlay = images(2)
+    mask = np.zeros((20, 20))
+    mask[5:15, 5:15] = 1
+    rows = {
+        "Fake images called fake": [figures.Explained(image, overlay, True, "swap", "swap", 0.93, True, mask)],
+        "Real images called real": [],
+        "Real images called fake": [figures.Explained(image, overlay, False, "real", "swap", 0.4996, False)],
+    }
+    figure = figures.heat_sheet(rows, 0.49, "Where the model looked: test")
+    said = texts(figure)
+    assert "Fake images called fake (✓)" in said and "Real images called fake (✗)" in said
+    assert "called real" not in said
+    assert "P(fake) 0.93" in said and "is swap\ncalled swap" in said and "Outlined: what was forged" in said
+    assert said.count("no heat") == 1
+    drawn = [picture.get_array() for picture in figure.axes[0].images]
+    np.testing.assert_array_equal(drawn[0], image)
+    np.testing.assert_array_equal(drawn[1], overlay)
+    assert len(drawn) == 4 and len(figure.axes[0].collections) == 1  # one outline
+    draw_small(figure)
+
+
+def test_heat_of_nothing():
+    assert "There is no image." in texts(figures.heat_sheet({}, 0.5))
+    image, overlay = images(2)
+    rows = {"Real images called real": [figures.Explained(image, overlay, True, "real", "real", 0.1, True)]}
+    assert "Outlined" not in texts(figures.heat_sheet(rows, 0.5))

@@ -148,7 +148,7 @@ def all_pictures(picture, sets=("test", "test_perturbed")) -> dict:
         f"{kind}_{name}"
         for kind in (
             "reliability", "scores", "risk_coverage", "confusion_matrix", "classification_report", "predictions",
-            "mistakes",
+            "mistakes", "heat",
         )
         for name in sets
     ]  # fmt: skip
@@ -209,7 +209,7 @@ def test_further_sets_unfold(picture):
     evaluation = {f"set {i}": metrics(20, 20, 1, 1, n=10) for i in range(5)}
     page = Page(render(**inputs(evaluation, pictures=all_pictures(picture, evaluation))))
     assert "The surest mistakes: 3 further test sets" in page.text
-    assert len(page.all("img")) == 8 + 7 * 5
+    assert len(page.all("img")) == 8 + 8 * 5
 
 
 def test_a_picture_keeps_its_pixels_and_an_unknown_one_is_shown_last(picture):
@@ -503,3 +503,48 @@ def test_what_the_choice_was_made_on_is_shown():
     text = Page(render(**given_)).text
     assert "The last three come from 120 validation images, scored as they are and damaged." in text
     assert "Real called fake 10.0 %" in text
+
+
+# ------------------------------------------------------------------------------------------------ where it looked
+
+
+def aim(low: float, ratio: float, high: float, elsewhere: float = 0.1) -> dict:
+    intervals = {
+        "heat_share": {"low": low / 8, "high": high / 8},
+        "ratio": {"low": low, "high": high},
+        "pointing_game": {"low": 0.3, "high": 0.6},
+    }
+    found = {"images": 100, "without_heat": 12, "heat_share": ratio / 8, "region_share": 0.125, "ratio": ratio}
+    return {**found, "pointing_game": 0.46, "elsewhere_share": elsewhere, "intervals": intervals}
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (aim(1.8, 2.2, 2.6), "has 2.20 times the heat that chance would give it."),
+        (aim(1.8, 2.2, 2.6, elsewhere=0.27), "Other images’ forged regions would have caught about as much"),
+        (aim(0.9, 1.2, 1.5), "no more than chance has it"),
+        (aim(0.5, 0.7, 0.9), "avoids the forged region"),
+        ({**aim(1, 1, 1), "intervals": dict.fromkeys(("heat_share", "ratio", "pointing_game"))}, "cannot be told"),
+    ],
+)
+def test_what_is_said_of_the_heats_aim_follows_from_the_interval(found, words):
+    text = Page(render(**inputs({"test": metrics(100, 100, 5, 14, localisation=found)}))).text
+    assert words.replace("’", "'") in text
+    assert "12.5 %" in text and "a proof" in text
+    assert ("caught about as much" in text) == ("caught about as much" in words)
+
+
+def test_without_masks_the_heats_aim_is_not_spoken_of(picture):
+    page = Page(render(**inputs(pictures=picture("heat_test"))))
+    assert "Where the model looked, on its surest calls, “test”." in page.text
+    assert "Does the heat fall where the forgery is?" not in page.text
+    assert "Adebayo" in page.text
+
+
+def test_heat_that_is_nowhere():
+    nothing = dict.fromkeys(("heat_share", "ratio", "elsewhere_share"))
+    found = {**aim(1, 1, 1), "without_heat": 100, "pointing_game": 0.0, **nothing}
+    found["intervals"] = dict.fromkeys(("heat_share", "ratio", "pointing_game"))
+    text = Page(render(**inputs({"test": metrics(100, 100, 5, 14, localisation=found)}))).text
+    assert "not defined" in text

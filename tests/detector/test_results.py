@@ -1,12 +1,13 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detector.errors import UserError
-from detector.results import read_json, read_table, read_text, write_json
+from detector.results import read_heatmaps, read_json, read_table, read_text, write_heatmaps, write_json
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -74,3 +75,25 @@ def test_a_table_keeps_its_texts_and_its_gaps(tmp_path):
     assert read_table(path, texts=["name"]).empty
     with pytest.raises(UserError, match=r"gone\.csv: not found"):
         read_table(tmp_path / "gone.csv", texts=[])
+
+
+def test_heatmaps_come_back_and_equal_ones_are_equal_bytes(tmp_path):
+    heat = np.random.default_rng(0).random((3, 8, 8), np.float32)
+    table = pd.DataFrame({"set": ["test", "test", "straße"], "path": ["a/1.jpg", "b/2.jpg", "c"], "heat": list(heat)})
+    write_heatmaps(tmp_path / "a.npz", table)
+    write_heatmaps(tmp_path / "b.npz", table)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    back = read_heatmaps(tmp_path / "a.npz")
+    assert back[["set", "path"]].equals(table[["set", "path"]])
+    np.testing.assert_allclose(np.stack(back["heat"]), heat, atol=0.5 / 255 + 1e-6)
+
+
+def test_heatmaps_that_are_none(tmp_path):
+    with pytest.raises(UserError, match="not found; run `dvc repro` first"):
+        read_heatmaps(tmp_path / "heatmaps.npz")
+    write_heatmaps(tmp_path / "whole.npz", pd.DataFrame({"set": ["t"], "path": ["a"], "heat": [np.eye(40)]}))
+    whole = (tmp_path / "whole.npz").read_bytes()
+    for damaged in (b"", b"no archive", whole[: len(whole) // 2], whole[:60] + b"????????" + whole[68:]):
+        (tmp_path / "damaged.npz").write_bytes(damaged)
+        with pytest.raises(UserError, match="damaged; run `dvc repro -f evaluate`"):
+            read_heatmaps(tmp_path / "damaged.npz")
