@@ -51,6 +51,7 @@ class DataParams(Section):
     real_class: Annotated[str, Field(min_length=1)]
     validation_fraction: Fraction
     test_fraction: Fraction
+    faces: Literal["as_they_are", "crop"]
     max_side: Annotated[int, Field(ge=71, le=16384)]
     duplicates: Literal["drop", "report"]
     sample: SampleParams

@@ -1,17 +1,20 @@
-"""The detector at work: a model file in, calibrated P(fake) and verdicts out."""
+"""The detector at work: a model file in, calibrated P(fake) and verdicts out; `python -m detector.predict PATH...`."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from detector.calibration import Calibration, mean_probabilities, p_fake, read_calibration
 from detector.data.decode import decode, resize
-from detector.errors import UserError
-from detector.model.backend import keras
+from detector.errors import UserError, exit_on_user_error
 from detector.model.export import ModelCard, read_card
+
+if TYPE_CHECKING:
+    import keras
 
 
 def network_outputs(model: "keras.Model", batches: Iterable[np.ndarray], flip: bool = False) -> np.ndarray:
@@ -69,8 +72,10 @@ class Detector:
         """Load a model file, and the calibration beside it unless one is given; UserError if either is none."""
         self.card: ModelCard = read_card(path)
         self.calibration = calibration or read_calibration(Path(path))
+        from detector.model.backend import keras  # seconds
+
         try:
-            self.model = keras.saving.load_model(path, compile=False)
+            self.model: keras.Model = keras.saving.load_model(path, compile=False)
         except Exception as error:  # Keras and h5py raise almost anything on a damaged archive
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
             raise UserError(f"{path}: cannot be loaded ({reason}); get it again or run `dvc repro -f train`") from None
@@ -89,6 +94,15 @@ class Detector:
         """Judge image files given as bytes; raises `BrokenImage` for what is no image."""
         return self.predict(decode(data) for data in files)
 
+    def explain(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Where in each image, uint8 (h, w, 3) RGB, the network sees fake: `explain.grad_cam`, float32 (h, w), 0..1."""
+        from detector.explain import at_size, grad_cam
+
+        if not images:
+            return []
+        heat = grad_cam(self.model, np.stack([resize(image, self.card.image_size) for image in images]))
+        return [at_size(map_, *image.shape[:2]) for map_, image in zip(heat, images, strict=True)]
+
     def interpret(self, outputs: np.ndarray) -> Prediction:
         """What `network_outputs` mean under the calibration."""
         probabilities = self.calibration.apply(outputs)
@@ -98,3 +112,9 @@ class Detector:
             self.calibration.labels(probabilities, self.card.classes),
             self.calibration.verdicts(probabilities, self.card.classes),
         )
+
+
+if __name__ == "__main__":
+    from detector.verdicts import main
+
+    exit_on_user_error(main)

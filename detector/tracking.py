@@ -215,7 +215,7 @@ def log_model(run_id: str, model_file: Path, calibration_file: Path) -> None:
     newest = _logged_model(client, experiment, run_id)
     if newest and newest.tags.get(_CONTENT) == content and not _is_lost(newest.artifact_location):
         return
-    requirements = (package.parent / "requirements.txt").read_text().split()
+    requirements = (package.parent / "requirements.txt").read_text().splitlines()
     serving = ("filelock", "keras", "numpy", "opencv", "pandas", "pillow", "pydantic", "pyyaml", "scikit", "scipy",
                "tensorflow", "tqdm")  # fmt: skip
     with mlflow.start_run(run_id=run_id), warnings.catch_warnings():

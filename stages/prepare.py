@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 
+from detector.data.crops import face_crops
 from detector.data.ingest import ingest, replaced_folder
 from detector.data.sample import write_sample
 from detector.data.sources import open_folder, open_source
@@ -23,6 +24,8 @@ def main() -> None:
             source = open_folder(folder / "sample", params.data, params.seed, name="the drawn sample")
         else:
             source = open_source(params.data, params.seed)
+        if params.data.faces == "crop":
+            source = face_crops(source)
         rng = np.random.default_rng(params.seed)
         summary = ingest(source, folder, params.data.max_side, params.data.duplicates, rng)
     write_json(DATA_SUMMARY, summary)

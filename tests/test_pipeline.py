@@ -440,14 +440,19 @@ def test_every_module_a_stage_imports_is_among_its_deps():
 
 
 def imported(start: Path) -> set[Path]:
-    """`start` and the project's modules that it imports, directly or not, by their import statements."""
+    """`start` and the project's modules that it imports, directly or not, by their import statements.
+
+    What a module imports only where it is the program itself, no stage reaches.
+    """
     found, ahead = set(), [start]
     while ahead:
         file = ahead.pop()
         if file in found:
             continue
         found.add(file)
-        for node in ast.walk(ast.parse(file.read_text())):
+        tree = ast.parse(file.read_text())
+        tree.body = [part for part in tree.body if not (isinstance(part, ast.If) and "__main__" in ast.dump(part.test))]
+        for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("detector", "stages"):
                 place = ROOT / node.module.replace(".", "/")
                 candidates = [place.with_suffix(".py"), place / "__init__.py"]

@@ -7,6 +7,7 @@ from itertools import compress
 import numpy as np
 from tqdm import tqdm
 
+from detector.data.crops import NoFace
 from detector.data.decode import BrokenImage, decode
 from detector.data.duplicates import (
     FINGERPRINT,
@@ -116,6 +117,8 @@ _COLUMNS = {"fingerprints": FINGERPRINT, "features": FEATURES, "files": FILE}  #
 
 def _look(item: tuple[Entry, bytes | OSError]) -> tuple[Entry, str | tuple[np.ndarray, ...]]:
     entry, data = item
+    if isinstance(data, NoFace):
+        return entry, str(data)
     if isinstance(data, OSError):
         return entry, f"cannot be read: {data.strerror or data}"
     try:

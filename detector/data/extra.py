@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from detector.data.crops import face_crops
 from detector.data.ingest import ingest_test_set, replaced_folder
 from detector.data.shards import read_manifest
 from detector.data.sources import open_test_set
@@ -37,6 +38,8 @@ def write_extra_sets(params: Params, prepared: Path, folder: Path) -> dict[str, 
         for name, place in zip(names, places, strict=True):
             (part / name).mkdir()
             source = open_test_set(place, params.data.real_class, KEY)
+            if params.data.faces == "crop":
+                source = face_crops(source)
             summaries[name] = ingest_test_set(
                 source, part / name, name, params.data.max_side, prepared, params.data.duplicates
             )

@@ -106,7 +106,7 @@ def open_folder(path: Path, params: DataParams, seed: int, name: str | None = No
         UserError: it cannot be read, or its images are no two classes in three splits.
     """
     key = {"folder": "data.path", "kaggle": "data.kaggle", "sample": "data.sample"}[params.source]
-    store = _open_store(path, key)
+    store = open_store(path, key)
     if params.manifest and params.source != "sample":
         manifest, own = _named_manifest(params.manifest), None
     else:
@@ -146,7 +146,7 @@ def open_test_set(path: Path, real_class: str, key: str) -> Source:
     Raises:
         UserError: it cannot be read, or holds no real class.
     """
-    store = _open_store(path, key)
+    store = open_store(path, key)
     manifest, own = _own_manifest(store, key)
     images, ignored = _images(store, own, path, key)
     found = catalog_test_set(images, real_class, root=_without_suffix(path), manifest=manifest, key=key)
@@ -166,7 +166,7 @@ def _images(store: Store, manifest: str | None, path: Path, key: str) -> tuple[l
     """The images' paths, and how many other files there are, by the reason to ignore them."""
     images, ignored = [], Counter(store.ignored)
     for file in store.files:
-        if reason := _reason_to_ignore(file):
+        if reason := reason_to_ignore(file):
             ignored[reason] += file != manifest
         else:
             images.append(file)
@@ -207,11 +207,11 @@ class Folder:
 
     def read(self, paths: Collection[str]) -> Iterator[tuple[str, bytes | OSError]]:
         for path in sorted(paths):
-            yield path, _attempt(self._read, self.files[path])
+            yield path, attempt(self._read, self.files[path])
 
     def _read(self, name: str) -> bytes:
         with open(os.path.join(self.root, name), "rb") as file:
-            return _whole(file)
+            return whole(file)
 
 
 def _kind(item: os.DirEntry) -> str | None:
@@ -242,11 +242,11 @@ class Zip:
 
     def read(self, paths: Collection[str]) -> Iterator[tuple[str, bytes | OSError]]:
         for path in sorted(paths, key=lambda path: self.files[path].header_offset):
-            yield path, _attempt(self._read, self.files[path])
+            yield path, attempt(self._read, self.files[path])
 
     def _read(self, member: zipfile.ZipInfo) -> bytes:
         with self.zip.open(member) as file:
-            return _whole(file)
+            return whole(file)
 
 
 class Several:
@@ -314,16 +314,16 @@ class Tar:
             raise UserError(f"{self.path}: cannot be read any more: {error.strerror}; run again") from None
         with stream:
             for path in sorted(paths, key=lambda path: self.files[path]):
-                yield path, _attempt(self._read, stream, *self.files[path])
+                yield path, attempt(self._read, stream, *self.files[path])
 
     @staticmethod
     def _read(stream: BinaryIO, offset: int, size: int) -> bytes:
         stream.seek(offset)
-        return _whole(stream, size)
+        return whole(stream, size)
 
 
-def _whole(file: BinaryIO, size: int | None = None) -> bytes:
-    """All of `file`, or the `size` bytes from here on."""
+def whole(file: BinaryIO, size: int | None = None) -> bytes:
+    """All of `file`, or the `size` bytes from here on; OSError if these are more than `MAX_BYTES`."""
     data = file.read(MAX_BYTES + 1 if size is None else min(size, MAX_BYTES + 1))
     if len(data) > MAX_BYTES:
         raise OSError(f"larger than {MAX_BYTES >> 20} MiB")
@@ -332,7 +332,8 @@ def _whole(file: BinaryIO, size: int | None = None) -> bytes:
     return data
 
 
-def _attempt(read: Callable[..., bytes], *args) -> bytes | OSError:
+def attempt(read: Callable[..., bytes], *args) -> bytes | OSError:
+    """What `read` returns, or what kept it from that."""
     try:
         return read(*args)
     except OSError as error:
@@ -341,7 +342,8 @@ def _attempt(read: Callable[..., bytes], *args) -> bytes | OSError:
         return OSError(f"{error or 'cut short'}")
 
 
-def _open_store(path: Path, key: str) -> Store:
+def open_store(path: Path, key: str) -> Store:
+    """The files of a folder or an archive; `UserError`, which starts with `key`, where it is neither, or damaged."""
     low = path.name.lower()
     try:
         if path.is_dir():
@@ -362,7 +364,8 @@ def _open_store(path: Path, key: str) -> Store:
     raise UserError(f"{key}: {path} is no folder and no .zip, .tar, .tar.gz or .tgz archive; name one of these")
 
 
-def _reason_to_ignore(path: str) -> str | None:
+def reason_to_ignore(path: str) -> str | None:
+    """Why a file at `path`, in a folder or an archive, is not taken for an image; None if it is."""
     if "__MACOSX/" in path:
         return "__MACOSX files"
     if path.startswith(".") or "/." in path:

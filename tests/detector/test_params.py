@@ -204,6 +204,7 @@ def test_every_number_has_a_lower_bound_and_is_a_number(refused, key, value):
         ("evaluate.stress_images", [0], [-1, 1.5]),
         ("evaluate.extra_sets", [[], ["a", "b.zip"]], ["a", [""], [1]]),
         ("data.duplicates", ["drop", "report"], ["keep"]),
+        ("data.faces", ["as_they_are", "crop"], ["largest"]),
         ("plot.private", [True, False], [0, "no"]),
         ("plot.grid_images", [1, 100], [0, 101]),
     ],

@@ -6,6 +6,7 @@ import pytest
 from detector.calibration import UNCALIBRATED, Calibration, save_calibration
 from detector.data.decode import BrokenImage, decode, resize
 from detector.errors import UserError
+from detector.explain import grad_cam
 from detector.model.backend import keras
 from detector.model.export import ModelCard
 from detector.predict import Detector, network_outputs
@@ -199,6 +200,15 @@ def test_a_model_file_cannot_bring_code_of_its_own(model_file, tmp_path):
         hostile.writestr("detector.json", archive.read("detector.json"))
     with pytest.raises(UserError, match="cannot be loaded"):
         Detector(tmp_path / "hostile.keras", UNCALIBRATED)
+
+
+def test_an_explanation_has_the_size_of_its_image(detector, photos):
+    heat = detector.explain(photos)
+    assert [map_.shape for map_ in heat] == [image.shape[:2] for image in photos]
+    assert all(map_.dtype == np.float32 and map_.min() >= 0 and map_.max() <= 1 for map_ in heat)
+    assert max(map_.max() for map_ in heat) > 0.5
+    np.testing.assert_allclose(detector.explain(photos[:1])[0], grad_cam(detector.model, photos[0][None])[0], atol=1e-5)
+    assert detector.explain([]) == []
 
 
 # ---- more than two classes ---------------------------------------------------------------------------------------
