@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test lint experiments ui promote clean
+.PHONY: help repro test lint experiments ui serve promote clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -26,11 +26,14 @@ experiments: $(VENV)/.installed  ## list the DVC experiments with what changed a
 ui: $(VENV)/.installed  ## open the MLflow UI on http://127.0.0.1:5000 (another port: make ui PORT=5001)
 	python -m detector.tracking $(or $(PORT),5000)
 
+serve: $(VENV)/.installed  ## the detector as a web page and an HTTP API on http://127.0.0.1:8000 (another port: PORT=8001)
+	python -m detector.serve --port $(or $(PORT),8000) $(if $(MODEL),--model $(MODEL))
+
 promote: $(VENV)/.installed  ## make the last model the champion if it beats it (another: make promote RUN=tidy-fern)
 	python -m detector.registry promote $(RUN)
 
 clean:  ## delete what the pipeline wrote, but not the MLflow runs, DVC's cache and the weights
-	rm -rf data/prepared data/extra models/model.keras models/calibration.json models/run_id models/checkpoints \
+	rm -rf data/prepared data/extra models/model.keras models/model.openvino models/calibration.json models/run_id models/checkpoints \
 		metrics/plots metrics/report.html metrics/run_id
 
 $(VENV)/bin/python:

@@ -58,6 +58,17 @@ class Prediction:
     verdicts: list[str]
 
 
+def interpret(outputs: np.ndarray, calibration: Calibration, card: ModelCard) -> Prediction:
+    """What `network_outputs` mean under the calibration of the model with this card."""
+    probabilities = calibration.apply(outputs)
+    return Prediction(
+        p_fake(probabilities),
+        probabilities,
+        calibration.labels(probabilities, card.classes),
+        calibration.verdicts(probabilities, card.classes),
+    )
+
+
 class Detector:
     """A trained model and what its scores mean.
 
@@ -88,7 +99,7 @@ class Detector:
             while batch := list(islice(resized, batch_size)):
                 yield np.stack(batch)
 
-        return self.interpret(network_outputs(self.model, batches(), self.calibration.flip))
+        return interpret(network_outputs(self.model, batches(), self.calibration.flip), self.calibration, self.card)
 
     def predict_files(self, files: Iterable[bytes]) -> Prediction:
         """Judge image files given as bytes; raises `BrokenImage` for what is no image."""
@@ -102,16 +113,6 @@ class Detector:
             return []
         heat = grad_cam(self.model, np.stack([resize(image, self.card.image_size) for image in images]))
         return [at_size(map_, *image.shape[:2]) for map_, image in zip(heat, images, strict=True)]
-
-    def interpret(self, outputs: np.ndarray) -> Prediction:
-        """What `network_outputs` mean under the calibration."""
-        probabilities = self.calibration.apply(outputs)
-        return Prediction(
-            p_fake(probabilities),
-            probabilities,
-            self.calibration.labels(probabilities, self.card.classes),
-            self.calibration.verdicts(probabilities, self.card.classes),
-        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The ablation of the training recipe: one queued DVC experiment a row and seed, then a table of what came out.
 
     python -m benchmarks.recipes queue --data A B C --extra D --seeds 1 2 3 -S model.image_size=256 -S train.epochs=20
-    dvc queue start && dvc queue logs ...        (or --run, which runs them one after the other here)
+    dvc queue start && dvc queue logs ...        (or --run, which runs them one after the other)
     python -m benchmarks.recipes table           writes results.json, table.md and docs/recipes.png
 
 A row's figures are those of its MLflow runs, by name: <row>-<seed>. The row to choose is the one with the lowest
@@ -42,7 +42,7 @@ def main() -> None:
     queue.add_argument(
         "-S", dest="common", action="append", default=[], help="a parameter of all rows, as in dvc exp run"
     )
-    queue.add_argument("--run", action="store_true", help="run each here and now instead of queueing it")
+    queue.add_argument("--run", action="store_true", help="run each now instead of queueing it")
     table = actions.add_parser("table", help="collect what the runs gave")
     table.add_argument("--prefix", default="", help="of the runs' names, as given to queue by --prefix")
     queue.add_argument("--prefix", default="", help="before the names of the experiments")
@@ -67,7 +67,7 @@ def commands(options: argparse.Namespace) -> list[list[str]]:
         for row in rows:
             changes = {**recipes["base"], **data, **recipes["rows"][row], "seed": seed}
             settings = [f"{key}={_hydra(value)}" for key, value in changes.items()] + options.common
-            how = [] if options.run else ["--queue"]
+            how = ["--temp"] if options.run else ["--queue"]  # either leaves params.yaml alone
             found.append(
                 ["dvc", "exp", "run", *how, "-f", "-n", f"{options.prefix}{row}-{seed}"]
                 + [part for setting in settings for part in ("-S", setting)]

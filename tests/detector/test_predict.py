@@ -9,7 +9,7 @@ from detector.errors import UserError
 from detector.explain import grad_cam
 from detector.model.backend import keras
 from detector.model.export import ModelCard
-from detector.predict import Detector, network_outputs
+from detector.predict import Detector, interpret, network_outputs
 
 
 class MeanBrightness:
@@ -139,7 +139,7 @@ def test_images_are_taken_a_batch_at_a_time(detector, photos, monkeypatch):
 
 
 def test_outputs_become_labels_and_verdicts_and_the_threshold_itself_is_fake(detector):
-    found = detector.interpret(np.array([0.0, 0.2, 0.49, 0.5, 0.6, 1.0]))
+    found = interpret(np.array([0.0, 0.2, 0.49, 0.5, 0.6, 1.0]), detector.calibration, detector.card)
     assert found.labels == ["camera"] * 3 + ["swap"] * 3
     assert found.verdicts == ["camera"] * 2 + ["unsure"] * 2 + ["swap"] * 2
     np.testing.assert_allclose(found.p_fake, [0, 0.2, 0.49, 0.5, 0.6, 1], atol=1e-6)

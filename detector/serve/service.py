@@ -1,0 +1,262 @@
+"""The service without its HTTP: images in, judged faces and heatmaps out, on bounded threads."""
+
+import asyncio
+import io
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from detector.calibration import Calibration, read_calibration
+from detector.data.decode import BrokenImage, decode, resize
+from detector.model.export import ModelCard, read_card
+from detector.predict import interpret, network_outputs
+from detector.results import read_json
+from detector.serve import limits
+from detector.serve.batching import Batcher
+from detector.serve.metrics import Metrics
+from detector.serve.problems import Problem
+
+if TYPE_CHECKING:
+    from detector.engine import Predictor
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom, pixels of the upright image, right and bottom beyond it
+
+
+@dataclass(frozen=True)
+class Region:
+    """A face as it goes to the network.
+
+    Attributes:
+        box: the face in the image. crop: uint8 (h, w, 3), the face with its margin.
+        corner: left and top of the crop in the image; outside it where the margin sticks out.
+    """
+
+    box: Box
+    crop: np.ndarray
+    corner: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the detector says of one face: calibrated P(fake) in 0..1, the class it is called, and that or "unsure"."""
+
+    box: Box
+    p_fake: float
+    label: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An image's width and height in pixels, upright, and its faces, largest first."""
+
+    size: tuple[int, int]
+    faces: list[Judgement]
+
+
+class Faces:
+    """Finds faces with `detector.faces`; where `detect` is false the whole image is the one."""
+
+    def __init__(self):
+        from detector.faces import FaceFinder, crop
+
+        self._find, self._crop = FaceFinder().find, crop
+
+    def __call__(self, image: np.ndarray, detect: bool) -> list[Region]:
+        if not detect:
+            height, width = image.shape[:2]
+            return [Region((0, 0, width, height), image, (0, 0))]
+        regions = []
+        for face in self._find(image)[: limits.FACES]:
+            crop = self._crop(image, face)
+            left, top, right, bottom = face.box
+            corner = ((left + right - crop.shape[1]) // 2, (top + bottom - crop.shape[0]) // 2)
+            regions.append(Region(face.box, crop, corner))
+        return regions
+
+
+class Service:
+    """A model at work for many clients at once.
+
+    Attributes:
+        model: the model file. digest: its SHA-256. card, calibration: what belongs to it.
+        chosen_on: what its calibration says of the images it was chosen on.
+        metrics: what to count in.
+        draining: set when the service is being stopped; what was taken is finished.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        engine: "Predictor",
+        find_faces: Callable[[np.ndarray, bool], list[Region]],
+        heatmap: "Callable[[np.ndarray], np.ndarray] | None" = None,
+    ):
+        """Read what belongs to the model file and start the threads.
+
+        Args:
+            engine: the network. find_faces: as `Faces`. heatmap: uint8 (h, w, 3) -> float32 (h, w) in 0..1; None is
+                Grad-CAM of the model.
+
+        Raises:
+            UserError: the model file or its calibration is missing or damaged.
+        """
+        self.model = Path(model)
+        self.card: ModelCard = read_card(model)
+        self.calibration: Calibration = read_calibration(self.model)
+        beside = read_json(self.model.with_name("calibration.json"))
+        self.chosen_on: dict = beside.get("chosen_on") or {}
+        self.digest: str = beside["model"]
+        self.draining = False
+        self._engine = engine
+        self._find_faces = find_faces
+        self._heatmap = heatmap or GradCam(self.model)
+        self._images = ThreadPoolExecutor(limits.IMAGES_AT_ONCE, "image")
+        self._explaining = ThreadPoolExecutor(1, "explain")
+        self._batcher = Batcher(
+            self._outputs, limits.BATCH, limits.WAIT_SECONDS, limits.CROPS, lambda n: self.metrics.batch.observe(n)
+        )
+        self.metrics = Metrics(lambda: self._batcher.waiting)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes work."""
+        return self._batcher.alive and not self.draining
+
+    async def judge(self, file: bytes, detect: bool) -> Judged:
+        """Find and judge the faces of one image file; Problem if it is none, or too much is waiting."""
+        size, regions = await self._regions(file, detect)
+        futures = self._batcher.submit([resize(region.crop, self.card.image_size) for region in regions])
+        outputs = await asyncio.gather(*map(asyncio.wrap_future, futures))
+        faces = self._judgements(regions, outputs)
+        for face in faces:
+            self.metrics.faces.labels(face.verdict).inc()
+        return Judged(size, faces)
+
+    async def explain(self, file: bytes, face: int, detect: bool) -> tuple[Judgement, bytes | None]:
+        """The judgement of one face and its heatmap.
+
+        Returns:
+            A PNG of the size of the face's box, from red to white with the strength of what speaks for fake, which also
+            is its opacity; None where nothing in the face does.
+
+        Raises:
+            Problem: the file is no image, or has no such face, or too much is waiting.
+        """
+        _, regions = await self._regions(file, detect)
+        if face >= len(regions):
+            raise Problem("no_such_face", f"the image has {len(regions)} faces, counted from 0")
+        region = regions[face]
+        (output,) = map(asyncio.wrap_future, self._batcher.submit([resize(region.crop, self.card.image_size)]))
+        drawn = self._submit(self._explaining, self._draw, region)
+        (judgement,) = self._judgements([region], [await output])
+        return judgement, await drawn
+
+    def close(self) -> None:
+        """Finish what was taken and end the threads."""
+        self.draining = True
+        self._images.shutdown()
+        self._batcher.close()
+        self._explaining.shutdown(cancel_futures=True)
+
+    async def _regions(self, file: bytes, detect: bool) -> tuple[tuple[int, int], list[Region]]:
+        try:
+            found = await self._submit(self._images, self._look, file, detect)
+        except Problem as problem:
+            self.metrics.images.labels(problem.code).inc()
+            raise
+        self.metrics.images.labels("faces" if found[1] else "no_face").inc()
+        return found
+
+    @staticmethod
+    def _submit(pool: ThreadPoolExecutor, function: Callable, *arguments) -> "asyncio.Future":
+        try:
+            future: Future = pool.submit(function, *arguments)
+        except RuntimeError:  # the pool is shut down
+            raise Problem("draining") from None
+        return asyncio.wrap_future(future)
+
+    def _look(self, file: bytes, detect: bool) -> tuple[tuple[int, int], list[Region]]:
+        check(file)
+        try:
+            image = decode(file)
+        except BrokenImage as reason:
+            raise Problem("not_an_image" if str(reason).startswith("not an image") else "broken_image") from None
+        # A crop may be a view; a copy lets go of the image.
+        regions = [Region(r.box, r.crop.copy(), r.corner) for r in self._find_faces(image, detect)]
+        return (image.shape[1], image.shape[0]), regions
+
+    def _outputs(self, batch: np.ndarray) -> np.ndarray:
+        return network_outputs(model=self._engine, batches=[batch], flip=self.calibration.flip)
+
+    def _judgements(self, regions: list[Region], outputs: list) -> list[Judgement]:
+        if not regions:
+            return []
+        found = interpret(np.stack(outputs), self.calibration, self.card)
+        return [
+            Judgement(region.box, float(score), label, verdict)
+            for region, score, label, verdict in zip(regions, found.p_fake, found.labels, found.verdicts, strict=True)
+        ]
+
+    def _draw(self, region: Region) -> bytes | None:
+        heat = self._heatmap(region.crop)
+        left, top, right, bottom = region.box
+        x, y = left - region.corner[0], top - region.corner[1]
+        heat = heat[max(0, y) : y + bottom - top, max(0, x) : x + right - left]
+        return heatmap_png(heat) if heat.any() else None
+
+
+class GradCam:
+    """Heatmaps of a model file's network; Keras is loaded in the background, for it takes seconds."""
+
+    def __init__(self, model: Path):
+        self._model = model
+        self._detector = None
+        self._lock = threading.Lock()
+
+    def __call__(self, crop: np.ndarray) -> np.ndarray:
+        """uint8 (h, w, 3) -> float32 (h, w), 0..1."""
+        return self.load().explain([crop])[0]
+
+    def load(self):
+        """The Detector, loaded once."""
+        with self._lock:
+            if self._detector is None:
+                from detector.predict import Detector
+
+                self._detector = Detector(self._model)
+            return self._detector
+
+
+def check(file: bytes) -> None:
+    """Refuse by its header what would cost too much to decode; Problem: empty_file, not_an_image, too_many_pixels."""
+    if not file:
+        raise Problem("empty_file")
+    try:
+        with Image.open(io.BytesIO(file), formats=limits.FORMATS) as image:
+            pixels, kind = image.width * image.height, image.format
+    except Image.DecompressionBombError:
+        raise Problem("too_many_pixels") from None
+    except Exception:  # Pillow's plug-ins raise almost anything on hostile bytes
+        raise Problem("not_an_image") from None
+    if pixels > limits.PIXELS:
+        raise Problem("too_many_pixels")
+    # Within a scan FF is followed by 00, so a marker is one; every scan goes over all the pixels again.
+    if kind == "JPEG" and file.count(b"\xff\xda") > limits.SCANS:
+        raise Problem("broken_image", f"the JPEG has more than {limits.SCANS} scans")
+
+
+def heatmap_png(heat: np.ndarray) -> bytes:
+    """float32 (h, w), 0..1 -> a PNG of the same size, its colour from black over red to white, its opacity the heat."""
+    level = np.rint(heat * 255).astype(np.uint8)
+    colour = cv2.cvtColor(cv2.applyColorMap(level, cv2.COLORMAP_HOT), cv2.COLOR_BGR2RGB)
+    file = io.BytesIO()
+    Image.fromarray(np.dstack([colour, level])).save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,77 @@
+"""The command: its one line, its errors, and how it ends."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import requests
+
+sys.path.append(str(Path(__file__).resolve().parents[3] / "benchmarks"))
+
+from detector.errors import UserError
+from detector.serve import __main__ as command
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_port_in_use_is_the_users_error(host):
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        used = socket.create_server((host, 0), family=family)
+    except OSError:
+        pytest.skip("no IPv6")
+    with used, pytest.raises(UserError, match=f"--port {used.getsockname()[1]}.*in use"):
+        command.listen(host, used.getsockname()[1])
+
+
+@pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 99999), ("192.0.2.1", 0), ("no such host", 0)])
+def test_an_address_that_cannot_be_had_is_the_users_error(host, port):
+    with pytest.raises(UserError, match="--port"):
+        command.listen(host, port)
+
+
+def test_sigterm_ends_it_without_a_failure():
+    import serve
+
+    with serve.standing_in() as (url, pid):
+        post = serve.poster(url)
+        assert post(serve.images(64, 1)[0]).status_code == 200
+        os.kill(pid, signal.SIGTERM)
+        answer = requests.get(url + "/readyz", timeout=10)
+        while answer.status_code == 200:
+            answer = requests.get(url + "/readyz", timeout=10)
+        assert answer.json()["error"]["code"] == "draining"
+
+
+def test_help_is_quick():
+    code = "import sys; sys.argv[1:] = ['--help']\nfrom detector.serve.__main__ import main\n" \
+        "try: main()\nexcept SystemExit: print('tensorflow' in sys.modules, 'fastapi' in sys.modules)"  # fmt: skip
+    root = Path(__file__).resolve().parents[3]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.stdout.endswith("False False\n") and "--port" in done.stdout, done.stderr
+
+
+def test_who_listens_to_everybody_is_warned(monkeypatch, capsys, card_only):
+    ran = []
+    stand_ins = {
+        "detector.registry": {"find_model": lambda reference: card_only},
+        "detector.engine": {"load_engine": lambda path: None},
+    }
+    for name, content in stand_ins.items():
+        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(**content))
+    monkeypatch.setattr("detector.serve.service.Faces", lambda: None)
+    monkeypatch.setattr("detector.serve.app.warm_up", lambda heatmap: None)
+    monkeypatch.setattr("detector.serve.protocol.Server.run", lambda self, sockets: ran.append(sockets))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    for host, token, warned in (("127.0.0.1", "", ""), ("0.0.0.0", "", "by everybody"), ("0.0.0.0", "x", "the token")):
+        monkeypatch.setenv("DETECTOR_TOKEN", token)
+        monkeypatch.setattr(sys, "argv", ["serve", "--host", host, "--port", "0"])
+        command.main()
+        said = capsys.readouterr()
+        assert said.out.startswith(f"http://{host}:") and str(card_only) in said.out
+        assert (warned in said.err) and bool(said.err) == bool(warned)
+    assert len(ran) == 3
