@@ -1,13 +1,17 @@
-"""Hostile uploads: mutated JPEG, PNG, WebP, GIF, BMP and TIFF files and garbage, at a running service's API.
+"""Hostile files: mutated JPEG, PNG, WebP, GIF, BMP and TIFF files and garbage, at the API and the command line.
 
-    python benchmarks/fuzz.py [FILES]        (2,000 unless said)
+    python -m benchmarks.fuzz [FILES] [MODEL]        (2,000 and the champion unless said)
 
-Starts the service with a stand-in for the network, sends the files four at a time, and fails on a status 500, on an
-answer without a verdict or a known error, on one that takes more than 10 s, and where memory grows by more than 300 MB.
+Sends the files four at a time to `python -m detector.serve`, with the search for faces, then gives them all to
+`python -m detector.predict`. Fails on a status 500, on an answer without a verdict or a known error, on one that takes
+more than 10 s, on a row too few, and where memory grows by more than 300 MB while files come in.
 """
 
+import csv
 import io
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -16,9 +20,10 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import requests
 from PIL import Image
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+from detector.data.sample import draw_sample
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 SLOW_SECONDS = 10
@@ -54,6 +59,7 @@ def files(count: int, seed: int = 0):
     """`count` hostile files, the same for the same seed."""
     rng = np.random.default_rng(seed)
     images = [Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8)) for h, w in ((1, 1), (33, 20), (90, 160))]
+    images += [Image.open(io.BytesIO(portrait.jpeg)) for portrait in draw_sample({"Train": 2}, 128, seed)]
     good = []
     for image in images:
         for mode in ("RGB", "L", "P"):
@@ -96,21 +102,55 @@ def run(post, count: int, workers: int = 4) -> tuple[Counter, float]:
     return outcomes, slowest
 
 
-def main() -> None:
-    import serve as bench  # benchmarks/serve.py
+def serving(count: int, model: list[str]) -> None:
+    """The files at a running service."""
+    command = [sys.executable, "-m", "detector.serve", "--port", "0", *model]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            url = server.stdout.readline().split()[0]
 
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
-    with bench.standing_in() as (url, pid):
-        post = bench.poster(url)
-        for file in files(100, seed=1):
-            post(file)
-        before = psutil.Process(pid).memory_info().rss
+            def post(file: bytes) -> requests.Response:
+                return requests.post(f"{url}/v1/predict", files=[("files", ("x", file))], timeout=90)
+
+            face = next(draw_sample({"Train": 1}, 128, 0)).jpeg
+            requests.post(f"{url}/v1/explain", files=[("files", ("x", face))], timeout=90)  # Keras is loaded by then
+            for file in files(200, seed=1):
+                post(file)
+            memory = psutil.Process(server.pid).memory_info
+            before, start = memory().rss, time.perf_counter()
+            outcomes, slowest = run(post, count)
+            grown = (memory().rss - before) / 1e6
+        finally:
+            server.terminate()
+    seconds = time.perf_counter() - start
+    print(f"API: {count} files in {seconds:.0f} s, slowest {slowest:.2f} s, memory {grown:+.0f} MB")
+    print("  " + ", ".join(f"{name} {n}" for name, n in outcomes.most_common()))
+    assert grown < GROWTH_MB, "memory grew"
+
+
+def scanning(count: int, model: list[str]) -> None:
+    """The files in a folder, for the command line."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number, file in enumerate(files(count)):
+            (Path(folder) / f"{number:06d}.jpg").write_bytes(file)
         start = time.perf_counter()
-        outcomes, slowest = run(post, count)
-        grown = (psutil.Process(pid).memory_info().rss - before) / 1e6
-        print(f"{count} files in {time.perf_counter() - start:.0f} s, slowest {slowest:.2f} s, memory {grown:+.0f} MB")
-        print(", ".join(f"{name} {n}" for name, n in outcomes.most_common()))
-        assert grown < GROWTH_MB, "memory grew"
+        command = [sys.executable, "-m", "detector.predict", "--format", "csv", *model, folder]
+        done = subprocess.run(command, capture_output=True, text=True)
+        seconds = time.perf_counter() - start
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert done.returncode == 1, (done.returncode, done.stderr[-500:])  # some files are broken, none ends the run
+    assert "Traceback" not in done.stderr
+    assert len({row["path"] for row in rows}) == count
+    assert all(bool(row["verdict"]) != bool(row["error"]) for row in rows)
+    print(f"command line: {count} files in {seconds:.0f} s")
+    print("  " + ", ".join(f"{k} {n}" for k, n in Counter(row["verdict"] or "error" for row in rows).most_common()))
+
+
+def main() -> None:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
+    model = ["--model", sys.argv[2]] if len(sys.argv) > 2 else []
+    serving(count, model)
+    scanning(count, model)
 
 
 if __name__ == "__main__":

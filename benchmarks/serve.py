@@ -1,6 +1,6 @@
 """The service under load, on loopback.
 
-    python benchmarks/serve.py MODEL [SECONDS]
+    python -m benchmarks.serve MODEL [SECONDS]
 
 Against the bare engine on the same crops: images a second of the API with `detect=false`, with latencies; 64 clients at
 once; overload; SIGTERM under load. The clients share the machine's cores with the service.
@@ -23,7 +23,6 @@ import requests
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT)]
 
 SERVER = """
 import sys

@@ -173,6 +173,18 @@ def test_the_run_holds_everything(trained):
     assert run.data.metrics["test.auc"] == pytest.approx(evaluation["test"]["auc"])
     assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {"metrics", "plots"}
     assert "metrics/report.html" in {file.path for file in client.list_artifacts(run.info.run_id, "metrics")}
+    versions = client.search_model_versions("name = 'deepfake-detector'")
+    assert [version.run_id for version in versions] == [run.info.run_id]
+
+
+def test_every_way_to_a_score_gives_the_same_one(trained):
+    output = trained.run("python", "-m", "benchmarks.agreement", "16").stdout
+    gaps = {
+        line.split("  ")[0]: float(line.split()[-1]) for line in output.splitlines() if "largest difference" in line
+    }
+    assert set(gaps) == {"command line", "HTTP API", "MLflow pyfunc", "converted network"}, output
+    assert max(gaps.values()) < 1e-3, output
+    assert "no OpenVINO" not in output
 
 
 def test_pyfunc_scores_raw_images_as_evaluate_did(trained):

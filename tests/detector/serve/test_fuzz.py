@@ -1,17 +1,11 @@
 """Hostile files: always an answer, never a status 500. benchmarks/fuzz.py sends more of them and watches the memory."""
 
-import sys
-from pathlib import Path
-
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import fuzz
 from detector.serve.problems import Problem
 from detector.serve.service import check
-
-sys.path.append(str(Path(__file__).resolve().parents[3] / "benchmarks"))
-fuzz = pytest.importorskip("fuzz")
 
 FILES = 300
 

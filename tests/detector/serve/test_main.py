@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import requests
 
-sys.path.append(str(Path(__file__).resolve().parents[3] / "benchmarks"))
-
+from benchmarks import serve
 from detector.errors import UserError
 from detector.serve import __main__ as command
 
@@ -35,8 +34,6 @@ def test_an_address_that_cannot_be_had_is_the_users_error(host, port):
 
 
 def test_sigterm_ends_it_without_a_failure():
-    import serve
-
     with serve.standing_in() as (url, pid):
         post = serve.poster(url)
         assert post(serve.images(64, 1)[0]).status_code == 200
