@@ -19,6 +19,7 @@ from detector.errors import UserError
 
 MAX_FACES = 32  # an image; of a crowd the largest
 MIN_CONFIDENCE = 0.7
+LARGEST = 2048  # pixels of a crop's side; no network looks at more
 # Pixels of the longer side. At one scale alone a face beyond 600 pixels falls into parts, or one of a crowd is lost.
 SCALES = (1600, 384)
 # On each side, as a share of the face's longer side: FFHQ crops have 0.18, DFDC's 0, those of OpenForensics 0.45.
@@ -67,19 +68,33 @@ class FaceFinder:
         return sorted(_distinct(found), key=lambda face: (-face.area, face.box))[:MAX_FACES]
 
 
+def square(face: Face, margin: float = MARGIN) -> tuple[int, int, int]:
+    """Left, top and side, in pixels, of the square around a face, which may reach beyond the image."""
+    left, top, right, bottom = face.box
+    side = max(1, round(max(right - left, bottom - top) * (1 + 2 * margin)))
+    return (left + right - side) // 2, (top + bottom - side) // 2, side
+
+
 def crop(image: np.ndarray, face: Face, margin: float = MARGIN) -> np.ndarray:
-    """The square around a face, uint8 (side, side, 3); what lies outside the image repeats its border.
+    """The square around a face, uint8 (n, n, 3), n its side or `LARGEST`; outside the image its border goes on.
 
     Args:
         image: uint8 (h, w, 3), in which `face` was found.
         margin: on each side, as a share of the face's longer side, 0 or more.
     """
-    left, top, right, bottom = face.box
-    side = max(1, round(max(right - left, bottom - top) * (1 + 2 * margin)))
-    x, y = (left + right - side) // 2, (top + bottom - side) // 2
+    x, y, side = square(face, margin)
     height, width = image.shape[:2]
     inside = image[max(0, y) : y + side, max(0, x) : x + side]
-    outside = max(0, -y), max(0, y + side - height), max(0, -x), max(0, x + side - width)
+    if side > LARGEST:
+        scale = LARGEST / side
+        edges = (round(v * scale) for v in (max(0, x), min(width, x + side), max(0, y), min(height, y + side)))
+        left, right, top, bottom = edges
+        inside = cv2.resize(inside, (right - left, bottom - top), interpolation=cv2.INTER_AREA)
+        x, y = round(x * scale), round(y * scale)
+        outside = top - y, y + LARGEST - bottom, left - x, x + LARGEST - right
+        outside = tuple(max(0, n) for n in outside)
+    else:
+        outside = max(0, -y), max(0, y + side - height), max(0, -x), max(0, x + side - width)
     return cv2.copyMakeBorder(inside, *outside, cv2.BORDER_REPLICATE) if any(outside) else inside.copy()
 
 

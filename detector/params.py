@@ -60,6 +60,8 @@ class DataParams(Section):
     def _folder_needs_path(self) -> "DataParams":
         if self.source == "folder" and not self.path:
             raise ValueError("data.path: must name a folder or an archive when data.source is folder")
+        if self.source == "sample" and self.faces == "crop":
+            raise ValueError("data.faces: the drawn sample is of faces already; set it to as_they_are")
         if self.path and self.source != "folder":
             raise ValueError(
                 f"data.path: is not used when data.source is {self.source}; set it to null, or data.source to folder"
@@ -141,7 +143,7 @@ class TrainParams(Section):
     weight_decay: Annotated[float, Field(ge=0, le=1)]
     clip_norm: Annotated[float, Field(gt=0)] | None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
-    source_weights: dict[str, Annotated[float, Field(gt=0)]] | None
+    source_weights: dict[str, Annotated[float, Field(gt=0, le=1_000_000)]] | None
     early_stopping_patience: Annotated[int, Field(ge=1)]
     reduce_lr_factor: Fraction
     reduce_lr_patience: Annotated[int, Field(ge=1)]

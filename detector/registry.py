@@ -149,7 +149,10 @@ def table(versions: Sequence["Version"]) -> str:
         raise UserError("MLflow: no model is registered yet; `dvc repro` registers what it evaluates")
 
     def figure(version: "Version", tag: str, form: str) -> str:
-        return format(float(version.tags[tag]), form) if tag in version.tags else "-"
+        try:
+            return format(float(version.tags[tag]), form)
+        except (KeyError, ValueError):  # not known, or changed by hand
+            return "-"
 
     rows = [("version", "registered", "run", "AUC", "accuracy", "accused", "Brier", "images", "threshold", "data", "")]
     for version in versions:

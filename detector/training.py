@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,14 +90,17 @@ def train(
         model = checkpoint.load_last()
     targets = training.labels if classes == 2 else np.eye(classes)[training.labels]
     targets = targets.astype(np.float32).reshape(len(training.labels), -1)
-    weights = image_weights(training.labels, settings.class_weights)
+    weights = image_weights(training.labels, settings.class_weights, _frequency(training.sources, shares))
     size = model.input_shape[1]
     batch_size = min(settings.batch_size, len(training.reader))
     steps = len(training.reader) // batch_size
     draw = example(training, params.augment, size)
 
     for epoch in range(len(history) + 1, settings.epochs + 1):
-        if epochs_since_best(history) >= settings.early_stopping_patience:
+        # A cosine is made for its length, and what the head reached alone says nothing of the rest.
+        if settings.schedule == "plateau" and (
+            epochs_since_best(history[settings.head_epochs :]) >= settings.early_stopping_patience
+        ):
             break
         started = time.perf_counter()
         if epoch in (1, settings.head_epochs + 1):
@@ -123,13 +127,14 @@ def train(
             "loss": fitted["loss"][-1],
             "accuracy": fitted["accuracy"][-1],
             **_validated(validation, outputs, shares),
-            "learning_rate": float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)),
+            "learning_rate": float(str(np.float32(model.optimizer.learning_rate))),  # 0.001, not its float32's digits
         }
         history = [*history, row]
         checkpoint.save(model, history)
         on_epoch(row, time.perf_counter() - started)
 
-    model.load_weights(checkpoint.best_weights)
+    with warnings.catch_warnings(action="ignore"):  # the file holds an optimizer, too, which may be another phase's
+        model.load_weights(checkpoint.best_weights)
     return model, history
 
 
@@ -161,11 +166,14 @@ def source_shares(training: Split, validation: Split, weights: dict[str, float] 
     """
     if weights is None:
         return None
-    present = sorted(set(training.sources) & set(validation.sources) - {""})
-    if sorted(weights) != sorted(set(training.sources) | set(validation.sources)):
+    present, validated = sorted(set(training.sources)), set(validation.sources)
+    if sorted(weights) != present or not validated <= set(present):
+        named = ", ".join(name or "unnamed" for name in present)
+        stray = sorted(validated - set(present))
+        more = f"; {stray[0] or 'unnamed'} is in validation alone" if stray else ""
         raise UserError(
-            f"train.source_weights: names {', '.join(weights)}, but the sources in both train and validation are "
-            f"{', '.join(present) or 'unnamed'}; give each of those a weight, or set it to null"
+            f"train.source_weights: names {', '.join(weights)}, but the sources of the training images are "
+            f"{named}{more}; give each of these a weight, or set it to null"
         )
     total = sum(weights.values())
     return {name: weight / total for name, weight in weights.items()}
@@ -186,18 +194,28 @@ def _begin_phase(model: "keras.Model", params: TrainParams, steps: int, head_alo
     )
 
 
-def image_weights(labels: np.ndarray, how: str) -> np.ndarray | None:
+def image_weights(labels: np.ndarray, how: str, frequency: np.ndarray | None = None) -> np.ndarray | None:
     """What each image counts in the loss, float (n,), 1 on average; None where all count alike.
 
     Args:
         labels: int (n,), the classes.
         how: balanced (n / (classes * images of the class), so that each class counts alike), none, or auto: balanced
             of more than two classes.
+        frequency: float (n,), how often each comes in an epoch; once where it is None.
     """
-    _, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    if how == "none" or (how == "auto" and len(counts) == 2) or len(set(counts.tolist())) == 1:
+    _, place = np.unique(labels, return_inverse=True)
+    counts = np.bincount(place, frequency)
+    if how == "none" or (how == "auto" and len(counts) == 2) or np.ptp(counts) < 1e-9 * len(labels):
         return None
-    return len(labels) / (len(counts) * counts[place])
+    return counts.sum() / (len(counts) * counts[place])
+
+
+def _frequency(sources: np.ndarray, shares: Mapping[str, float] | None) -> np.ndarray | None:
+    """How often each image comes in an epoch, float (n,), where the sources have shares."""
+    if shares is None:
+        return None
+    names, place, counts = np.unique(sources.astype(str), return_inverse=True, return_counts=True)
+    return (np.array([shares[name] for name in names]) * len(sources) / counts)[place]
 
 
 def _validated(validation: Split, outputs: np.ndarray, shares: Mapping[str, float] | None) -> dict[str, float | None]:
@@ -233,7 +251,7 @@ def best_epoch(history: list[dict]) -> int:
 
 def epochs_since_best(history: list[dict]) -> int:
     """Epochs without a better validation loss, what EarlyStopping counts; 0 before the first epoch."""
-    return len(history) - best_epoch(history) if history else 0
+    return history[-1]["epoch"] - best_epoch(history) if history else 0
 
 
 def fingerprint(params: Params, digest: str, initial: InitialWeights, precision: str) -> str:

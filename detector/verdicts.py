@@ -63,7 +63,9 @@ def main() -> None:
     )
     parser.add_argument("--explain", type=Path, metavar="DIR", help="write each face beside its heatmap to DIR, as PNG")
     arguments = parser.parse_args()
-    if not arguments.paths and sys.stdin.isatty():
+    if sys.stdout is None:
+        raise UserError("standard output is closed; leave it open, the verdicts go there")
+    if not arguments.paths and (sys.stdin is None or sys.stdin.isatty()):
         parser.error("name an image, a folder or an archive, or pipe in a list of paths")
     if arguments.paths and not any(path == "-" or os.path.lexists(path) for path in arguments.paths):
         raise UserError(f"PATH: {_printable(arguments.paths[0])} is not there; name an image, a folder or an archive")
@@ -101,8 +103,8 @@ def _paths(arguments: Sequence[str]) -> Iterator[str]:
 
 
 def _margin(text: str) -> float:
-    if not 0 <= float(text) <= 2:
-        raise argparse.ArgumentTypeError(f"must be 0 to 2, got {text}")
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"must be 0 to 1, got {text}")
     return float(text)
 
 

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 
 from detector import tracking
 from detector.errors import UserError, exit_on_user_error
+from detector.params import flatten, load_params
 from detector.paths import project_root
 from detector.results import write_json
 
@@ -48,9 +49,12 @@ def main() -> None:
     queue.add_argument("--prefix", default="", help="before the names of the experiments")
     options = parser.parse_args()
     if options.action == "queue":
+        failed = 0
         for command in commands(options):
             print(shlex.join(command), flush=True)
-            subprocess.run(command, check=False)
+            failed += subprocess.run(command, check=False).returncode != 0
+        if failed:
+            raise UserError(f"{failed} of the experiments failed; what they say stands above")
     else:
         write_table(options.prefix)
 
@@ -78,9 +82,9 @@ def commands(options: argparse.Namespace) -> list[list[str]]:
 def _hydra(value: object) -> str:
     if isinstance(value, list):
         return "[" + ",".join(_hydra(item) for item in value) + "]"
-    if isinstance(value, str) and not value.replace("-", "").replace("_", "").isalnum():
-        return "'" + value + "'"
-    return json.dumps(value) if not isinstance(value, str) else value
+    if isinstance(value, str):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return json.dumps(value)
 
 
 def write_table(prefix: str) -> None:
@@ -123,7 +127,12 @@ def command_of(run, seeds: list[int]) -> str:
     params = run.data.params
     names = [Path(path).name for path in yaml.safe_load(params["data.path"])]
     extra = [key.removeprefix("evaluate.extra_sets.") for key in params if key.startswith("evaluate.extra_sets.")]
-    common = [f"-S {key}={params[key]}" for key in ("model.image_size", "train.epochs")]
+    recipes = yaml.safe_load((HERE / "recipes.yaml").read_text())
+    own = {*recipes["base"], *recipes["rows"][CHOSEN], "data.path", "evaluate.extra_sets", "seed", "model.weights"}
+    shipped = {key: str(value) for key, value in flatten(load_params(project_root() / "params.yaml")).items()}
+    common = [f"-S {key}={params[key]}" for key in shipped if key not in own and params.get(key) != shipped[key]]
+    if shipped["model.weights"] != params["model.weights"]:
+        common.append(f"-S model.weights={Path(params['model.weights']).name}")
     return (
         f"python -m benchmarks.recipes queue --run --rows {CHOSEN} --seeds {' '.join(map(str, seeds))} "
         f"--data {' '.join(names)} --extra {' '.join(extra)} {' '.join(common)}"

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 MAX_PIXELS = 100_000_000  # a 10,000 x 10,000 photograph; beyond it a small file may be built to fill the memory
+MAX_SCANS = 100  # of a JPEG: a progressive one has about ten, each goes over all pixels again
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 UPRIGHT = {  # what undoes each EXIF orientation but 1, the upright one
@@ -42,7 +43,7 @@ def decode(data: bytes) -> np.ndarray:
         uint8 array (height, width, 3), RGB, 0..255.
 
     Raises:
-        BrokenImage: no image, an unknown format, truncated, or more than `MAX_PIXELS` pixels.
+        BrokenImage: no image, an unknown format, truncated, more than `MAX_PIXELS` pixels or `MAX_SCANS` scans.
     """
     if not data:
         raise BrokenImage("empty file")
@@ -50,6 +51,9 @@ def decode(data: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise BrokenImage(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
+            # MPO is what Pillow calls a JPEG with others behind it. In a scan FF is followed by 00, so a marker is one.
+            if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
+                raise BrokenImage(f"a JPEG of more than {MAX_SCANS} scans")
             image.load()
             if (turn := UPRIGHT.get(_orientation(image))) is not None:  # the first of them is 0
                 image = image.transpose(turn)

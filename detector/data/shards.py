@@ -116,9 +116,10 @@ def class_indices(rows: pd.DataFrame, classes: Sequence[str]) -> np.ndarray:
 
 
 def dataset_digest(manifest: pd.DataFrame) -> str:
-    """SHA-256 over every image's path, split, class, label, group and content: the data set's identity."""
+    """SHA-256 over every image's path, split, class, label, group, content and source: the data set's identity."""
     digest = hashlib.sha256()
-    for row in manifest[["path", "split", "class", "label", "group", "sha256"]].itertuples(index=False):
+    columns = ["path", "split", "class", "label", "group", "sha256", *(["source"] if "source" in manifest else [])]
+    for row in manifest[columns].itertuples(index=False):
         digest.update("\0".join(map(str, row)).encode() + b"\n")
     return digest.hexdigest()
 

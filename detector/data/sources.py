@@ -88,12 +88,19 @@ def open_source(params: DataParams, seed: int) -> Source:
             raise UserError(
                 f"data.path: two of its places are called {twice[0]}; rename one, images are told apart by it"
             )
-        sources = [open_folder(place, params, seed) for place in places]
+        sources = [_one_of_several(place, params, seed, name) for name, place in zip(names, places, strict=True)]
         return _together(dict(zip(names, sources, strict=True)), params.real_class.strip().lower())
     raise ValueError(f"data.source {params.source} has no place of its own: draw it, then open_folder")
 
 
-def open_folder(path: Path, params: DataParams, seed: int, name: str | None = None) -> Source:
+def _one_of_several(place: Path, params: DataParams, seed: int, name: str) -> Source:
+    try:
+        return open_folder(place, params, seed, within=f"{name}/")
+    except UserError as error:
+        raise UserError(f"{error} (in {place})") from None
+
+
+def open_folder(path: Path, params: DataParams, seed: int, name: str | None = None, within: str = "") -> Source:
     """List the images of a folder or of a .zip, .tar, .tar.gz or .tgz archive; see `detector.data.splits`.
 
     Args:
@@ -101,6 +108,7 @@ def open_folder(path: Path, params: DataParams, seed: int, name: str | None = No
         params: the section `data`; `manifest` counts unless the source is "sample".
         seed: of the splits that have to be drawn.
         name: how to call it; the file's own name otherwise.
+        within: how the paths of its rows begin in a manifest that is named, and has rows of other places, too.
 
     Raises:
         UserError: it cannot be read, or its images are no two classes in three splits.
@@ -108,7 +116,7 @@ def open_folder(path: Path, params: DataParams, seed: int, name: str | None = No
     key = {"folder": "data.path", "kaggle": "data.kaggle", "sample": "data.sample"}[params.source]
     store = open_store(path, key)
     if params.manifest and params.source != "sample":
-        manifest, own = _named_manifest(params.manifest), None
+        manifest, own = _named_manifest(params.manifest, within), None
     else:
         manifest, own = _own_manifest(store, "data.manifest")
     images, ignored = _images(store, own, path, key)
@@ -325,6 +333,8 @@ class Tar:
 def whole(file: BinaryIO, size: int | None = None) -> bytes:
     """All of `file`, or the `size` bytes from here on; OSError if these are more than `MAX_BYTES`."""
     data = file.read(MAX_BYTES + 1 if size is None else min(size, MAX_BYTES + 1))
+    if data is None:  # of a pipe
+        raise OSError("nothing to read in it yet")
     if len(data) > MAX_BYTES:
         raise OSError(f"larger than {MAX_BYTES >> 20} MiB")
     if size is not None and len(data) < size:
@@ -375,12 +385,16 @@ def reason_to_ignore(path: str) -> str | None:
     return None
 
 
-def _named_manifest(named: str) -> Manifest:
+def _named_manifest(named: str, within: str) -> Manifest:
     path = existing_path("data.manifest", named)
     try:
-        return parse_manifest(path.read_bytes(), named)
+        manifest = parse_manifest(path.read_bytes(), named)
     except OSError as error:
         raise UserError(f"data.manifest: cannot read {named}: {error.strerror}; name a CSV file") from None
+    rows = {path: row for path, row in manifest.rows.items() if path.startswith(within)}
+    if within and not rows:
+        raise UserError(f"data.manifest: {named} has no path that begins with {within}; name each place's rows so")
+    return Manifest(manifest.name, rows)
 
 
 def _own_manifest(store: Store, key: str) -> tuple[Manifest | None, str | None]:

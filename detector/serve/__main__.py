@@ -50,16 +50,16 @@ def main() -> None:
         timeout_keep_alive=limits.KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=limits.UPLOAD_SECONDS + limits.ANSWER_SECONDS,
     )
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)
+    for name in ("uvicorn", "python_multipart"):  # their warnings hold bytes of requests
+        logging.getLogger(name).setLevel(logging.ERROR)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    print(f"http://{shown}:{port}  {model}", flush=True)
     if not ipaddress.ip_address(host).is_loopback:
         guard = "with the token" if token else "by everybody, for DETECTOR_TOKEN is not set"
         print(f"warning: {host} can be reached from other machines, unencrypted, and used {guard}", file=sys.stderr)
-    # A stop that was asked for and went well is no failure: Uvicorn sends itself the signal again at its end.
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    Server(config, service).run([listener])
+    # A stop that was asked for is no failure, before Uvicorn minds the signal and when it sends it to itself again.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    Server(config, service, f"http://{shown}:{port}  {model}").run([listener])
 
 
 def listen(host: str, port: int) -> socket.socket:

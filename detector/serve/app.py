@@ -23,6 +23,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from detector.serve import limits
 from detector.serve.problems import CODES, OF_AN_IMAGE, Problem, code_of_status
@@ -180,7 +181,7 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
         version="1",
         description=(
             "Says of every face in an image how likely it is a fake. Results hold nothing of the image, and nothing of "
-            "it is stored. Send HEAD and GET to the addresses without a body, POST to those that take images."
+            "it is stored."
         ),
         docs_url=None,
         redoc_url=None,
@@ -369,6 +370,8 @@ class Gate:
         with metrics.in_flight.track_inprogress():
             try:
                 await self._app(scope, receive, send_on)
+            except ClientDisconnect:
+                status = status or 499  # as nginx writes for a client that left
             except Exception:
                 _log.exception("%s failed", scope["method"] if scope["method"].isalpha() else "request")
                 if not status:

@@ -9,7 +9,6 @@ FILE_BYTES = 20 * MIB
 REQUEST_BYTES = 64 * MIB  # all its files and what multipart puts around them
 FILES = 16
 PIXELS = 40_000_000  # of an image, read from its header before anything is decoded: 120 MB of RGB
-SCANS = 100  # of a JPEG; a progressive one has about ten, one built to cost time thousands
 FACES = 32  # of an image, the largest first
 FORMATS = FORMATS
 

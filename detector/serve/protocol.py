@@ -80,9 +80,15 @@ class Protocol(H11Protocol):
 class Server(uvicorn.Server):
     """Uvicorn, which at SIGTERM first lets the service say that it is being stopped, then finishes what was taken."""
 
-    def __init__(self, config: uvicorn.Config, service: Service):
+    def __init__(self, config: uvicorn.Config, service: Service, greeting: str):
+        """`greeting` is printed once connections are taken."""
         super().__init__(config)
-        self._service = service
+        self._service, self._greeting = service, greeting
+
+    async def startup(self, sockets=None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            print(self._greeting, flush=True)
 
     def handle_exit(self, sig, frame) -> None:
         again = self._service.draining

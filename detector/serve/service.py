@@ -35,12 +35,12 @@ class Region:
 
     Attributes:
         box: the face in the image. crop: uint8 (h, w, 3), the face with its margin.
-        corner: left and top of the crop in the image; outside it where the margin sticks out.
+        square: left, top and side of the crop in the image; partly outside it where the margin sticks out.
     """
 
     box: Box
     crop: np.ndarray
-    corner: tuple[int, int]
+    square: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -65,21 +65,17 @@ class Faces:
     """Finds faces with `detector.faces`; where `detect` is false the whole image is the one."""
 
     def __init__(self):
-        from detector.faces import FaceFinder, crop
+        from detector.faces import FaceFinder
 
-        self._find, self._crop = FaceFinder().find, crop
+        self._find = FaceFinder().find
 
     def __call__(self, image: np.ndarray, detect: bool) -> list[Region]:
         if not detect:
             height, width = image.shape[:2]
-            return [Region((0, 0, width, height), image, (0, 0))]
-        regions = []
-        for face in self._find(image)[: limits.FACES]:
-            crop = self._crop(image, face)
-            left, top, right, bottom = face.box
-            corner = ((left + right - crop.shape[1]) // 2, (top + bottom - crop.shape[0]) // 2)
-            regions.append(Region(face.box, crop, corner))
-        return regions
+            return [Region((0, 0, width, height), image, (0, 0, width))]
+        from detector.faces import crop, square
+
+        return [Region(face.box, crop(image, face), square(face)) for face in self._find(image)[: limits.FACES]]
 
 
 class Service:
@@ -190,7 +186,7 @@ class Service:
         except BrokenImage as reason:
             raise Problem("not_an_image" if str(reason).startswith("not an image") else "broken_image") from None
         # A crop may be a view; a copy lets go of the image.
-        regions = [Region(r.box, r.crop.copy(), r.corner) for r in self._find_faces(image, detect)]
+        regions = [Region(r.box, r.crop.copy(), r.square) for r in self._find_faces(image, detect)]
         return (image.shape[1], image.shape[0]), regions
 
     def _outputs(self, batch: np.ndarray) -> np.ndarray:
@@ -207,9 +203,11 @@ class Service:
 
     def _draw(self, region: Region) -> bytes | None:
         heat = self._heatmap(region.crop)
-        left, top, right, bottom = region.box
-        x, y = left - region.corner[0], top - region.corner[1]
-        heat = heat[max(0, y) : y + bottom - top, max(0, x) : x + right - left]
+        x, y, side = region.square
+        scale = region.crop.shape[1] / side  # a large face comes smaller
+        inside = (edge - start for edge, start in zip(region.box, (x, y, x, y), strict=True))
+        left, top, right, bottom = (max(0, round(edge * scale)) for edge in inside)
+        heat = heat[top:bottom, left:right]
         return heatmap_png(heat) if heat.any() else None
 
 
@@ -241,16 +239,13 @@ def check(file: bytes) -> None:
         raise Problem("empty_file")
     try:
         with Image.open(io.BytesIO(file), formats=limits.FORMATS) as image:
-            pixels, kind = image.width * image.height, image.format
+            pixels = image.width * image.height
     except Image.DecompressionBombError:
         raise Problem("too_many_pixels") from None
     except Exception:  # Pillow's plug-ins raise almost anything on hostile bytes
         raise Problem("not_an_image") from None
     if pixels > limits.PIXELS:
         raise Problem("too_many_pixels")
-    # Within a scan FF is followed by 00, so a marker is one; every scan goes over all the pixels again.
-    if kind == "JPEG" and file.count(b"\xff\xda") > limits.SCANS:
-        raise Problem("broken_image", f"the JPEG has more than {limits.SCANS} scans")
 
 
 def heatmap_png(heat: np.ndarray) -> bytes:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from detector import faces
 from detector.data.decode import EXTENSIONS, decode
 from detector.data.sample import draw_sample
-from detector.faces import MARGIN, MAX_FACES, Face, FaceFinder, crop
+from detector.faces import MARGIN, MAX_FACES, Face, FaceFinder, crop, square
 
 FOLDER = os.environ.get("DETECTOR_FACES")  # photographs of one face each
 
@@ -150,3 +150,21 @@ def test_every_face_within_an_image_can_be_cropped(data, height, width, margin):
     assert found.dtype == np.uint8 and found.flags.owndata
     found[:] = 0
     np.testing.assert_array_equal(image, kept)
+
+
+@pytest.mark.parametrize("box", [(0, 0, 300, 300), (100, 50, 400, 350), (-0, 200, 250, 400)])
+def test_a_large_crop_is_the_small_one_of_a_smaller_image(monkeypatch, photo, box):
+    image = photo(400, 400)
+    whole = crop(image, Face(box, 1.0), 0.3)
+    monkeypatch.setattr(faces, "LARGEST", 120)
+    small = crop(image, Face(box, 1.0), 0.3)
+    assert small.shape == (120, 120, 3)
+    expected = cv2.resize(whole, (120, 120), interpolation=cv2.INTER_AREA)
+    assert np.abs(small.astype(int) - expected).mean() < 3
+
+
+def test_the_square_is_where_the_crop_comes_from(photo):
+    image = photo(200, 300)
+    face = Face((100, 60, 180, 150), 1.0)
+    left, top, side = square(face, 0.1)
+    np.testing.assert_array_equal(crop(image, face, 0.1), image[top : top + side, left : left + side])

@@ -384,3 +384,23 @@ def test_a_self_blend_is_of_no_kind_of_fake(tmp_path):
     settings_ = params().model_copy(update={"augment": with_blends(0.1)})
     with pytest.raises(UserError, match=r"augment\.self_blend\.rate"), Checkpoint.open(tmp_path / "c") as checkpoint:
         train(model, settings_, split(12), split(12), checkpoint, lambda *_: None)
+
+
+def test_early_stopping_waits_for_the_fine_tuning(tmp_path):
+    settings_ = params(epochs=6, head_epochs=4, head_learning_rate=1e-9, learning_rate=1e-9, early_stopping_patience=1)
+    _, history, _ = train_headed(tmp_path / "c", settings_)
+    assert len(history) in (5, 6)  # the head's four standstills end nothing
+
+
+def test_a_cosine_runs_to_its_end(tmp_path):
+    settings_ = params(epochs=5, schedule="cosine", learning_rate=1e-9, early_stopping_patience=1)
+    assert len(train_headed(tmp_path / "c", settings_)[1]) == 5
+
+
+def test_classes_count_alike_as_often_as_they_are_drawn():
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    frequency = np.array([1, 1, 1, 3, 3, 0.5])
+    weights = image_weights(labels, "balanced", frequency)
+    mass = [float((weights * frequency)[labels == kind].sum()) for kind in range(3)]
+    assert mass == pytest.approx([mass[0]] * 3)
+    assert (weights * frequency).sum() / frequency.sum() == pytest.approx(1)

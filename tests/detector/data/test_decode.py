@@ -378,3 +378,21 @@ def test_scaling_rings_nowhere():
 def test_extreme_shapes(shape):
     assert resize(np.zeros((*shape, 3), np.uint8), 71).shape == (71, 71, 3)
     assert max(shrink_to(np.zeros((*shape, 3), np.uint8), 1024).shape) <= 1024
+
+
+@pytest.mark.parametrize("multi_picture", [False, True])
+def test_a_jpeg_of_more_scans_than_any_photograph_is_refused(photo, encode, multi_picture, monkeypatch):
+    progressive = encode(photo(64, 64), "JPEG", progressive=True)
+    start = progressive.index(b"\xff\xda")
+    end = progressive.index(b"\xff\xda", start + 2)
+    bomb = progressive[:start] + progressive[start:end] * 200 + progressive[end:]
+    if multi_picture:  # what Pillow calls MPO, by a segment that any JPEG may carry
+        first = encode(photo(64, 64), "JPEG")
+        index = struct.pack("<2sHI", b"II", 42, 8) + struct.pack("<H", 2)
+        index += struct.pack("<HHI4s", 0xB000, 7, 4, b"0100") + struct.pack("<HHII", 0xB001, 4, 1, 1) + bytes(4)
+        segment = b"MPF\0" + index
+        bomb = bomb[:2] + b"\xff\xe2" + struct.pack(">H", len(segment) + 2) + segment + bomb[2:]
+        assert decode(first).shape == (64, 64, 3)
+    with pytest.raises(BrokenImage, match="scans"):
+        decode(bomb)
+    assert decode(progressive).shape == (64, 64, 3)

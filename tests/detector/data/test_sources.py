@@ -472,6 +472,20 @@ def test_kinds_of_fake_of_all_places_come_together(tmp_path):
     assert source.classes == ["real", "drawn", "swap"]
 
 
+def test_rows_of_a_named_manifest_belong_to_the_place_they_begin_with(tmp_path):
+    places = several(tmp_path, here="folder", there="folder")
+    rows = ["path,group", "here/Train/Real/0.jpg,anna", "there/Train/Real/0.jpg,berta", "here/Train/Real/1.jpg,anna"]
+    (tmp_path / "rows.csv").write_text("\n".join(rows))
+    source = open_source(params(path=places, manifest=str(tmp_path / "rows.csv")), 0)
+    groups = {entry.path: entry.group for entry in source.entries}
+    assert groups["here/Train/Real/0.jpg"] == groups["here/Train/Real/1.jpg"] == "here/train/anna"
+    assert groups["there/Train/Real/0.jpg"] == "there/train/berta"
+    assert "anna" not in groups["there/Train/Real/1.jpg"]
+    (tmp_path / "rows.csv").write_text("\n".join(rows[:2]))
+    with pytest.raises(UserError, match=r"data\.manifest: .*begins with there/.*\(in .*there\)"):
+        open_source(params(path=places, manifest=str(tmp_path / "rows.csv")), 0)
+
+
 def test_two_places_of_one_name_are_refused(tmp_path):
     places = [str(make(tmp_path / name, IMAGES)) for name in ("a", "b")]
     with pytest.raises(UserError, match=r"data\.path: two of its places are called data; rename one"):

@@ -39,13 +39,13 @@ def halves(image: np.ndarray, detect: bool) -> list[Region]:
     """Finds a face in either half of an image at least twice as wide as high, none in one higher than wide."""
     height, width = image.shape[:2]
     if not detect or height <= width < 2 * height:
-        return [Region((0, 0, width, height), image, (0, 0))]
+        return [Region((0, 0, width, height), image, (0, 0, width))]
     if height > width:
         return []
     middle = width // 2
     return [
-        Region((0, 0, middle, height), image[:, :middle], (0, 0)),
-        Region((middle, 0, width, height), image[:, middle:], (middle, 0)),
+        Region((0, 0, middle, height), image[:, :middle], (0, 0, middle)),
+        Region((middle, 0, width, height), image[:, middle:], (middle, 0, width - middle)),
     ]
 
 
