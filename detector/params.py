@@ -151,7 +151,9 @@ class TrainParams(Section):
     precision: Literal["auto", "float32", "bfloat16"]
 
     @model_validator(mode="after")
-    def _something_is_fine_tuned(self) -> "TrainParams":
+    def _fits_together(self) -> "TrainParams":
+        if self.warmup and self.schedule != "cosine":
+            raise ValueError("train.warmup: is for a cosine; set it to 0, or train.schedule to cosine")
         if self.head_epochs >= self.epochs:
             raise ValueError(f"train.head_epochs: must be below train.epochs, {self.epochs}, got {self.head_epochs}")
         return self

@@ -20,11 +20,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from detector.model.export import DRAWN_SAMPLE
 from detector.scoring import FEW_GROUPS
 
 UNDEFINED = "not defined"
 ABOUT_RUN = ("commit", "uncommitted", "experiment", "mlflow_run")  # of `run`; its other keys are parameters
-DRAWN = "the drawn sample"
 COUNTED = {  # the metrics that are a share of images
     "accuracy": "images called right",
     "false_accusation_rate": "real images called fake",
@@ -283,7 +283,7 @@ def _verdict(data: Mapping, calibration: Mapping, evaluation: Mapping[str, Mappi
     home, *others = evaluation
     first = evaluation[home]
     leads = [f"On “{home}”, the test images of its own data, the detector {_in_short(first)}"]
-    if data["source"] == DRAWN:
+    if data["source"] == DRAWN_SAMPLE:
         leads.insert(0, "All faces here are drawn by a program: the figures say nothing about photographs.")
     leads += _guessing({home: first})
     elsewhere = {name: evaluation[name] for name in others}
@@ -433,7 +433,7 @@ def _tested(data: Mapping, evaluation: Mapping, album: _Album, run: Mapping) -> 
         "The detector learns from train, is chosen by validation, and is judged by the test sets. "
         "A group is the images that share a source (a person, a photo, a video)."
     )
-    if source == DRAWN and "test_perturbed" in counts:
+    if source == DRAWN_SAMPLE and "test_perturbed" in counts:
         said += " “test_perturbed” holds the images of “test” again, damaged as pictures are on their way."
     rows = [
         [split, *(f"{of.get(name, 0):,}" for name in classes), f"{data['groups'][split]:,}"]
@@ -1102,7 +1102,7 @@ def _limits_of_scope(
     by_attribute: pd.DataFrame | None,
     run: Mapping,
 ) -> Iterator[tuple[str, str]]:
-    if data["source"] == DRAWN:
+    if data["source"] == DRAWN_SAMPLE:
         yield "Drawn faces", "No image shows a real face: the figures say nothing about photographs."
     extra = _extra(evaluation)
     if extra:

@@ -78,6 +78,8 @@ def main() -> None:
     from detector.registry import find_model  # it may take MLflow, seconds
 
     detector = Detector(find_model(arguments.model))
+    if detector.card.caveat:
+        print(f"WARNING: {detector.card.caveat}; --model names another", file=sys.stderr)
     finder = None if arguments.no_detect else FaceFinder()
     explain = _heatmaps_in(arguments.explain) if arguments.explain else None
     rows = scan(list_files(_paths(arguments.paths)), detector, finder, arguments.margin, explain)
@@ -181,13 +183,23 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in _utf8(text))
 
 
+def _without_heat(face: np.ndarray) -> np.ndarray:
+    """The face in grey with a note, uint8 (h, w, 3): no place in it speaks for fake."""
+    grey = overlay(face, np.zeros(face.shape[:2]))
+    scale = face.shape[1] / 160
+    place = (round(8 * scale), round(20 * scale))
+    for colour, thick in ((0, 4), (255, 1)):
+        cv2.putText(grey, "no heat", place, cv2.FONT_HERSHEY_SIMPLEX, 0.5 * scale, (colour,) * 3, thick, cv2.LINE_AA)
+    return grey
+
+
 def _heatmaps_in(folder: Path) -> Explain:
     """Writes <name of the file>-<8 digits of the path's SHA-256>-<face>.png to `folder`: the face, and its heatmap."""
 
     def write(row: Row, face: np.ndarray, heat: np.ndarray) -> None:
         name = re.sub(r"[^\w.-]+", "_", _utf8(os.path.basename(row.path)), flags=re.ASCII)[-80:].lstrip(".-")
         digest = hashlib.sha256(os.fsencode(row.path)).hexdigest()[:8]
-        beside = np.hstack([face, overlay(face, heat)])
+        beside = np.hstack([face, overlay(face, heat) if heat.any() else _without_heat(face)])
         _, png = cv2.imencode(".png", beside[..., ::-1])
         (folder / f"{name}-{digest}-{row.face or 1}.png").write_bytes(png.tobytes())
 

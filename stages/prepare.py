@@ -9,6 +9,7 @@ from detector.data.ingest import ingest, replaced_folder
 from detector.data.sample import write_sample
 from detector.data.sources import open_folder, open_source
 from detector.errors import exit_on_user_error
+from detector.model.export import DRAWN_SAMPLE
 from detector.params import load_params
 from detector.paths import DATA_SUMMARY, PREPARED, existing_path
 from detector.results import write_json
@@ -21,7 +22,7 @@ def main() -> None:
     with replaced_folder(PREPARED) as folder:
         if params.data.source == "sample":
             write_sample(folder / "sample", params.data.sample, params.seed)
-            source = open_folder(folder / "sample", params.data, params.seed, name="the drawn sample")
+            source = open_folder(folder / "sample", params.data, params.seed, name=DRAWN_SAMPLE)
         else:
             source = open_source(params.data, params.seed)
         if params.data.faces == "crop":

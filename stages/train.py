@@ -13,7 +13,7 @@ from detector.model.network import build_network, in_float32, resolve_precision
 from detector.model.weights import find_weights
 from detector.params import flatten, load_params
 from detector.paths import DATA_SUMMARY, HISTORY, MODEL, PREPARED, TRAIN_SUMMARY, TRAINING_RUN, project_root
-from detector.results import write_json
+from detector.results import read_json, write_json
 from detector.training import Checkpoint, Split, best_epoch, fingerprint, train
 
 
@@ -50,7 +50,9 @@ def main() -> None:
             tracking.log_metrics(run_id, {**row, "seconds": seconds}, step=row["epoch"])
             pd.DataFrame(checkpoint.history).to_csv(HISTORY, index=False)
             print(
-                f"epoch {row['epoch']}/{params.train.epochs}  loss {row['loss']:.3f}  accuracy {row['accuracy']:.3f}"
+                f"epoch {row['epoch']}/{params.train.epochs}"
+                f"{'  (head alone)' if row['epoch'] <= params.train.head_epochs else ''}"
+                f"  loss {row['loss']:.3f}  accuracy {row['accuracy']:.3f}"
                 f"  |  validation loss {row['val_loss']:.3f}  accuracy {row['val_accuracy']:.3f}"
                 f"  AUC {row['val_auc']:.3f}  |  {seconds:.0f} s",
                 flush=True,
@@ -61,7 +63,14 @@ def main() -> None:
         model, history = train(network, params, training, validation, checkpoint, report)
 
         best = history[best_epoch(history) - 1]
-        card = ModelCard(classes, params.model.image_size, params.model.backbone, initial.origin, digest)
+        card = ModelCard(
+            classes,
+            params.model.image_size,
+            params.model.backbone,
+            initial.origin,
+            digest,
+            read_json(DATA_SUMMARY)["source"],
+        )
         save_model(in_float32(model), card, MODEL)
         TRAINING_RUN.write_text(run_id + "\n")
         pd.DataFrame(history).to_csv(HISTORY, index=False)

@@ -13,6 +13,7 @@ from detector.errors import UserError
 if TYPE_CHECKING:
     import keras
 
+DRAWN_SAMPLE = "the drawn sample"  # how the project's own data set is called
 CARD = "detector.json"  # Keras ignores members that it does not know
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can state
 
@@ -27,6 +28,7 @@ class ModelCard:
         backbone: key of `detector.model.backbones.BACKBONES`.
         weights: what training started from (imagenet, random, file).
         data_digest: SHA-256 of the training data (`detector.data.shards.dataset_digest`).
+        trained_on: what that was, in words ("the drawn sample", "folder faces", ...); "" where it is not known.
     """
 
     classes: list[str]
@@ -34,6 +36,14 @@ class ModelCard:
     backbone: str
     weights: str
     data_digest: str
+    trained_on: str = ""
+
+    @property
+    def caveat(self) -> str:
+        """What everybody has to be told who is shown a score of the model; "" if it is nothing."""
+        if self.trained_on != DRAWN_SAMPLE:
+            return ""
+        return "this model has only seen faces drawn by a program: what it says of photographs means nothing"
 
 
 def save_model(model: "keras.Model", card: ModelCard, path: Path) -> None:

@@ -29,12 +29,15 @@ def main() -> None:
     import uvicorn
 
     from detector.engine import load_engine
+    from detector.model.export import read_card
     from detector.registry import find_model
     from detector.serve.app import create_app, warm_up
     from detector.serve.protocol import Protocol, Server
     from detector.serve.service import Faces, GradCam, Service
 
     model = find_model(arguments.model)
+    if caveat := read_card(model).caveat:
+        print(f"warning: {caveat}; --model names another", file=sys.stderr)
     heatmap = GradCam(model)
     service = Service(model, load_engine(model), Faces(), heatmap)
     warm_up(heatmap)

@@ -98,6 +98,8 @@ class ModelAnswer(BaseModel):
     image_size: int = Field(examples=[256])
     model: str = Field(description="SHA-256 of the model file")
     data: str = Field(description="SHA-256 of the training data")
+    trained_on: str = Field(description="the training data in words", examples=["folder faces"])
+    caveat: str = Field(description="what everybody has to be told who is shown a score; mostly empty")
     threshold: float = Field(description="called fake from this P(fake) on", examples=[0.5])
     unsure: list[float] = Field(description="unsure from the first up to the second", examples=[[0.4, 0.6]])
     chosen_on: dict = Field(
@@ -270,7 +272,8 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
         return JSONResponse(
             {
                 "classes": card.classes, "backbone": card.backbone, "image_size": card.image_size,
-                "model": service.digest, "data": card.data_digest, "threshold": calibration.threshold,
+                "model": service.digest, "data": card.data_digest, "trained_on": card.trained_on,
+                "caveat": card.caveat, "threshold": calibration.threshold,
                 "unsure": list(calibration.unsure), "chosen_on": figures,
             }
         )  # fmt: skip

@@ -178,7 +178,7 @@ def test_every_number_has_a_lower_bound_and_is_a_number(refused, key, value):
         ("augment.self_blend.rate", [0, 0.1, 1], [-0.1, 1.1]),
         ("augment.self_blend.donor", [0, 1.0], [2]),
         ("train.schedule", ["plateau", "cosine"], ["step", ""]),
-        ("train.warmup", [0, 0.99], [-0.1, 1]),
+        ("train.warmup", [0, 0.0], [-0.1, 0.1, 1]),
         ("train.head_epochs", [0, 3], [-1, 4, 0.5]),
         ("train.head_learning_rate", [1e-12, 1], [0, 1.01]),
         ("train.batch_norm", ["train", "frozen"], ["on"]),
@@ -380,3 +380,10 @@ def test_faces_are_cropped_from_photographs_alone(load, refused):
     assert refused(content).startswith("data.faces: the drawn sample is of faces already")
     content["data"] |= {"source": "folder", "path": "photos"}
     assert load(content).data.faces == "crop"
+
+
+def test_a_warmup_needs_a_cosine(load, refused):
+    content = changed("train.warmup", 0.1)
+    assert refused(content) == "train.warmup: is for a cosine; set it to 0, or train.schedule to cosine"
+    content["train"]["schedule"] = "cosine"
+    assert load(content).train.warmup == 0.1

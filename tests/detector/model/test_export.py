@@ -12,7 +12,7 @@ import detector
 from detector.errors import UserError
 from detector.model import export
 from detector.model.backend import keras
-from detector.model.export import CARD, ModelCard, read_card, save_model
+from detector.model.export import CARD, DRAWN_SAMPLE, ModelCard, read_card, save_model
 from detector.model.network import in_float32
 
 CARD_OF_MODEL = ModelCard(["camera", "swap"], 71, "xception", "random", "d1635700")  # that of the fixture `model_file`
@@ -188,3 +188,8 @@ def test_a_damaged_file_is_refused_or_read_and_nothing_else(saved):
             read_card(saved)
         except UserError as error:
             assert len(str(error).splitlines()) == 1
+
+
+def test_a_model_of_drawn_faces_says_so_and_no_other_does(tmp_path):
+    assert replace(ODD, trained_on=DRAWN_SAMPLE).caveat
+    assert ODD.caveat == replace(ODD, trained_on="folder faces").caveat == ""
