@@ -140,8 +140,7 @@ class Service:
         """The judgement of one face and its heatmap.
 
         Returns:
-            A PNG of the size of the face's box, from red to white with the strength of what speaks for fake, which also
-            is its opacity; None where nothing in the face does.
+            A PNG of the face's box (`heatmap_png`), at most as large as the crop; None where no place speaks for fake.
 
         Raises:
             Problem: the file is no image, or has no such face, or too much is waiting.
@@ -249,9 +248,9 @@ def check(file: bytes) -> None:
 
 
 def heatmap_png(heat: np.ndarray) -> bytes:
-    """float32 (h, w), 0..1 -> a PNG of the same size, its colour from black over red to white, its opacity the heat."""
+    """float32 (h, w), 0..1 -> a PNG of the same size: cyan to magenta, which no skin is, more opaque with the heat."""
     level = np.rint(heat * 255).astype(np.uint8)
-    colour = cv2.cvtColor(cv2.applyColorMap(level, cv2.COLORMAP_HOT), cv2.COLOR_BGR2RGB)
+    colour = cv2.cvtColor(cv2.applyColorMap(level, cv2.COLORMAP_COOL), cv2.COLOR_BGR2RGB)
     file = io.BytesIO()
-    Image.fromarray(np.dstack([colour, level])).save(file, "PNG")
+    Image.fromarray(np.dstack([colour, np.rint(np.sqrt(heat) * 255).astype(np.uint8)])).save(file, "PNG")
     return file.getvalue()
