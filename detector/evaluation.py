@@ -15,7 +15,7 @@ from detector import calibration as calibrations
 from detector import scoring
 from detector.augment.corruption import CORRUPTIONS, SEVERITIES, corrupt, perturb
 from detector.calibration import Calibration
-from detector.data.sample import MASKS, read_mask
+from detector.data.sample import forged_paths, read_mask
 from detector.data.shards import COLUMNS, class_indices
 from detector.params import EvaluateParams
 
@@ -274,8 +274,8 @@ def showcase(predictions: pd.DataFrame, threshold: float) -> pd.DataFrame:
 
 def with_known_forgery(rows: pd.DataFrame, folder: Path, seed: int) -> pd.DataFrame:
     """The fakes among `rows` of which `forged_regions` knows where they are forged, at most `LOCALISED`."""
-    known = (folder / "sample" / MASKS).is_file()
-    return _part(rows[rows["label"] == 1] if known else rows[:0], LOCALISED, seed)
+    known = rows["path"].isin(forged_paths(folder / "sample")) & (rows["label"] == 1)
+    return _part(rows[known], LOCALISED, seed)
 
 
 def forged_regions(rows: pd.DataFrame, folder: Path, size: int) -> np.ndarray:

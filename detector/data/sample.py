@@ -76,6 +76,14 @@ def read_mask(folder: Path, path: str) -> np.ndarray | None:
     return cv2.imdecode(png, cv2.IMREAD_GRAYSCALE).astype(np.float32) / 255
 
 
+def forged_paths(folder: Path) -> set[str]:
+    """The paths that `read_mask` has a mask for; none where `folder` holds no sample."""
+    if not (folder / MASKS).is_file():
+        return set()
+    with zipfile.ZipFile(folder / MASKS) as masks:
+        return {name.removesuffix(".png") for name in masks.namelist()}
+
+
 def draw_sample(
     counts: Mapping[str, int], size: int, seed: int, kinds: Sequence[str] = ("swap",), workers: int = 1
 ) -> Iterator[Portrait]:

@@ -408,6 +408,12 @@ def test_the_intervals_of_localisation_are_clustered():
 def test_without_masks_nothing_is_localised(tmp_path):
     assert with_known_forgery(rows_of(10), tmp_path, seed=0).empty
     (tmp_path / "sample").mkdir()
-    (tmp_path / "sample/masks.zip").touch()
-    known = with_known_forgery(rows_of(600), tmp_path, seed=0)
+    rows = rows_of(600)
+    fakes = rows.loc[rows["label"] == 1, "path"]
+    with zipfile.ZipFile(tmp_path / "sample/masks.zip", "w") as masks:
+        for path in fakes:
+            masks.writestr(f"{path}.png", b"")
+    known = with_known_forgery(rows, tmp_path, seed=0)
     assert len(known) == 200 and (known["label"] == 1).all()
+    turned = rows.assign(label=1 - rows["label"])  # real images that only their label calls fake have no mask
+    assert with_known_forgery(turned, tmp_path, seed=0).empty

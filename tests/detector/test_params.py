@@ -30,7 +30,12 @@ def sections(section: dict, above: str = "") -> list[str]:
 LEAVES = leaves(SHIPPED)
 SECTIONS = sections(SHIPPED)
 NUMBERS = {key for key, value in LEAVES.items() if type(value) in (int, float)}
-FRACTIONAL = {key for key in NUMBERS if key.startswith("augment.") or type(LEAVES[key]) is float}
+FRACTIONAL = {key for key in NUMBERS if key.startswith("augment.") or type(LEAVES[key]) is float} | {
+    "train.average",
+    "train.label_smoothing",
+    "train.warmup",
+    "train.weight_decay",
+}
 
 
 def changed(key: str, value=None, *, remove: bool = False) -> dict:
