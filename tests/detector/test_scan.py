@@ -162,3 +162,16 @@ def test_every_scored_row_is_explained_by_its_own_face(encode):
     for row, face, heat in told:
         assert face.shape == (10, 10, 3) and heat.shape == (10, 10)
         assert heat[0, 0] == pytest.approx(row.p_fake) == face.mean() / 255
+
+
+def test_a_pipe_with_a_silent_writer_is_a_row_of_its_own(tmp_path, encode):
+    (tmp_path / "face.png").write_bytes(encode(flat(9), "PNG"))
+    os.mkfifo(tmp_path / "pipe.png")
+    held = os.open(tmp_path / "pipe.png", os.O_RDWR | os.O_NONBLOCK)
+    try:
+        paths = [str(tmp_path / name) for name in ("pipe.png", "face.png")]
+        pipe, face = scan(list_files(paths), Brightness(), None)
+    finally:
+        os.close(held)
+    assert pipe.error and pipe.verdict is None
+    assert face.verdict == "real"

@@ -273,15 +273,15 @@ def same(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
 
 
 def test_the_head_learns_alone_then_all_do(tmp_path):
-    start, moved = headed_network().get_layer("conv").get_weights(), {}
+    start, moved = headed_network(), {}
 
     def watch(model, row):
-        moved[row["epoch"]] = not same(model.get_layer("conv").get_weights(), start)
-        moved[row["epoch"], "norm"] = not same(model.get_layer("norm").get_weights(), [1, 0, 0, 1] * np.ones((4, 4)).T)
+        backbone = [[layer.get_weights() for layer in map(of.get_layer, ("conv", "norm"))] for of in (model, start)]
+        moved[row["epoch"]] = [not same(now, before) for now, before in zip(*backbone, strict=True)]
 
     settings_ = params(epochs=3, head_epochs=2, head_learning_rate=0.01, learning_rate=0.03)
     _, history, _ = train_headed(tmp_path / "c", settings_, watch=watch)
-    assert [moved[1], moved[2], moved[3]] == [False, False, True]
+    assert [moved[1], moved[2], moved[3]] == [[False, False], [False, False], [True, True]]
     assert [row["learning_rate"] for row in history] == pytest.approx([0.01, 0.01, 0.03])
 
 
@@ -368,6 +368,23 @@ def test_self_blends_stand_in_for_fakes_and_are_made_of_real_images_of_their_sou
             np.testing.assert_array_equal(image, stored)
         else:
             assert image.mean() < 110 < stored.mean()  # dark as the real ones are
+
+
+def test_a_donor_is_another_face():
+    training = from_two(48)
+    own, other = (example(training, with_blends(1.0, donor), SIZE) for donor in (0.0, 1.0))
+    draws = [(own(i, np.random.default_rng(i)), other(i, np.random.default_rng(i))) for i in (1, 3, 5, 7)]
+    assert any((a != b).any() for a, b in draws)
+
+
+def test_no_dropout_is_a_dropout_of_nothing(tmp_path):
+    make_deterministic(5)
+    image = keras.Input((SIZE, SIZE, 3))
+    x = keras.layers.Dropout(0.0)(keras.layers.GlobalAveragePooling2D()(image))
+    model = keras.Model(image, keras.layers.Dense(1, activation="sigmoid")(x))
+    with Checkpoint.open(tmp_path / "c") as checkpoint:
+        _, history = train(model, params(epochs=1), split(24), split(12), checkpoint, lambda *_: None)
+    assert len(history) == 1
 
 
 def test_the_rate_is_the_share_of_fakes_that_are_self_blended():

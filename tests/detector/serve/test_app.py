@@ -381,3 +381,12 @@ def test_the_model_says_what_its_scores_mean(live):
     assert (model["threshold"], model["unsure"]) == (0.5, [0.4, 0.6])
     assert model["chosen_on"]["false_accusation_rate"] == 0.08
     assert model["model"] == hashlib.sha256(live.service.model.read_bytes()).hexdigest()
+
+
+def test_a_client_that_leaves_is_no_failure_of_the_service(live, caplog):
+    with socket.create_connection(live.address) as connection:
+        connection.sendall(HEAD + b"Content-Length: 500\r\n\r\n" + PART)
+        until(lambda: live.metric("detector_requests_in_flight") >= 2)  # it, and the one that asks
+    until(lambda: live.metric('detector_requests_total{route="/v1/predict",status="499"}') == 1)
+    assert live.metric('detector_requests_total{route="/v1/predict",status="500"}') == 0
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
