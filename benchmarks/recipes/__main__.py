@@ -4,8 +4,8 @@
     dvc queue start && dvc queue logs ...        (or --run, which runs them one after the other)
     python -m benchmarks.recipes table           writes results.json, table.md and docs/recipes.png
 
-A row's figures are those of its MLflow runs, by name: <row>-<seed>. The row to choose is the one with the lowest
-validation loss, on validation images as they are and damaged; test figures stand beside it and choose nothing.
+A row's figures are those of its MLflow runs, by name: <row>-<seed>. The one with the lowest validation loss, on
+validation images as they are and damaged, is `final` in results.json; test figures stand beside it and choose nothing.
 """
 
 import argparse
@@ -29,7 +29,6 @@ from detector.results import write_json
 
 HERE = Path(__file__).resolve().parent
 FIGURES = ("auc", "accuracy", "ece", "false_accusation_rate")
-CHOSEN = "final"
 
 
 def main() -> None:
@@ -100,42 +99,53 @@ def write_table(prefix: str) -> None:
     found = {row: {seed: outcome(run) for seed, run in sorted(runs[row].items())} for row in rows if runs[row]}
     table = {row: summary(list(outcomes.values())) for row, outcomes in found.items()}
     (HERE / "table.md").write_text(markdown(table))
+    row = chosen(table)
     picture = project_root() / "docs" / "recipes.png"
-    drawn(table).savefig(picture, dpi=130)
-    document = {"ablation": {row: {"seeds": sorted(runs[row]), **values} for row, values in table.items()}}
-    if CHOSEN in runs:
-        run = next(iter(runs[CHOSEN].values()))
-        document["final"] = {
-            "test_sets": {
-                name: {figure: values[figure]["mean"] for figure in FIGURES}
-                for name, values in table[CHOSEN]["test_sets"].items()
-            },
-            "seeds": sorted(runs[CHOSEN]),
-            "commit": run.data.tags.get("mlflow.source.git.commit", ""),
-            "image_size": int(run.data.params["model.image_size"]),
-            "epochs": int(run.data.params["train.epochs"]),
-            "backend": run.data.tags.get("backend", ""),
-            "command": command_of(run, sorted(runs[CHOSEN])),
-        }
-    write_json(HERE / "results.json", document)
+    drawn(table, row).savefig(picture, dpi=130)
+    run = next(iter(runs[row].values()))
+    final = {
+        "row": row,
+        "test_sets": {
+            name: {figure: values[figure]["mean"] for figure in FIGURES}
+            for name, values in table[row]["test_sets"].items()
+        },
+        "seeds": sorted(runs[row]),
+        "commit": run.data.tags.get("mlflow.source.git.commit", ""),
+        "image_size": int(run.data.params["model.image_size"]),
+        "epochs": int(run.data.params["train.epochs"]),
+        "backend": run.data.tags.get("backend", ""),
+        "command": command_of(run, row, sorted(runs[row])),
+    }
+    ablation = {row: {"seeds": sorted(runs[row]), **values} for row, values in table.items()}
+    write_json(HERE / "results.json", {"ablation": ablation, "final": final})
     print(markdown(table))
     print(f"{HERE / 'results.json'}, {HERE / 'table.md'}, {picture}")
 
 
-def command_of(run, seeds: list[int]) -> str:
+def chosen(table: dict[str, dict]) -> str:
+    """The row with the lowest validation loss; the first of several."""
+    return min(table, key=lambda row: table[row]["validation_loss"]["mean"])
+
+
+def command_of(run, row: str, seeds: list[int]) -> str:
     """What gives such a run again; the data by the names of their folders."""
     params = run.data.params
     names = [Path(path).name for path in yaml.safe_load(params["data.path"])]
     extra = [key.removeprefix("evaluate.extra_sets.") for key in params if key.startswith("evaluate.extra_sets.")]
     recipes = yaml.safe_load((HERE / "recipes.yaml").read_text())
-    own = {*recipes["base"], *recipes["rows"][CHOSEN], "data.path", "evaluate.extra_sets", "seed", "model.weights"}
+    own = {*recipes["base"], *recipes["rows"][row], "data.path", "evaluate.extra_sets", "seed", "model.weights"}
     shipped = {key: str(value) for key, value in flatten(load_params(project_root() / "params.yaml")).items()}
-    common = [f"-S {key}={params[key]}" for key in shipped if key not in own and params.get(key) != shipped[key]]
+    common = []
+    for key in shipped.keys() - own:
+        inner = {name.removeprefix(f"{key}."): value for name, value in params.items() if name.startswith(f"{key}.")}
+        value = "{" + ",".join(f"{name}:{part}" for name, part in inner.items()) + "}" if inner else params.get(key)
+        if value not in (None, shipped[key]):
+            common.append(f"-S {shlex.quote(f'{key}={value}')}")
     if shipped["model.weights"] != params["model.weights"]:
         common.append(f"-S model.weights={Path(params['model.weights']).name}")
     return (
-        f"python -m benchmarks.recipes queue --run --rows {CHOSEN} --seeds {' '.join(map(str, seeds))} "
-        f"--data {' '.join(names)} --extra {' '.join(extra)} {' '.join(common)}"
+        f"python -m benchmarks.recipes queue --run --rows {row} --seeds {' '.join(map(str, seeds))} "
+        f"--data {' '.join(names)} --extra {' '.join(extra)} {' '.join(sorted(common))}"
     )
 
 
@@ -192,8 +202,8 @@ def markdown(table: dict[str, dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def drawn(table: dict[str, dict]) -> Figure:
-    """AUC of every row, a panel a test set, the base as a line."""
+def drawn(table: dict[str, dict], row: str) -> Figure:
+    """AUC of every row, a panel a test set, the first as a line; `row` in another colour."""
     names, rows = list(next(iter(table.values()))["test_sets"]), list(table)
     figure = Figure(figsize=(3 * len(names) + 1.5, 0.32 * len(rows) + 1.4), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(names), sharey=True))
@@ -202,7 +212,7 @@ def drawn(table: dict[str, dict]) -> Figure:
         for place, value in enumerate(values):
             if value["low"] is not None:
                 panel.plot([value["low"], value["high"]], [place, place], color="0.6", linewidth=3)
-            panel.plot(value["mean"], place, "o", color="tab:blue" if rows[place] != CHOSEN else "tab:orange")
+            panel.plot(value["mean"], place, "o", color="tab:orange" if rows[place] == row else "tab:blue")
         panel.axvline(values[0]["mean"], color="0.8", linewidth=1, zorder=0)
         panel.set(title=name, xlabel="test AUC", yticks=range(len(rows)), yticklabels=rows)
         panel.spines[["top", "right"]].set_visible(False)
