@@ -12,7 +12,7 @@ from scipy.special import logit
 from detector import figures, scoring
 from detector.calibration import Calibration
 from detector.data.decode import decode
-from detector.data.sample import MASKS, read_mask
+from detector.data.sample import forged_paths, read_mask
 from detector.data.shards import ShardReader, class_names, read_manifest
 from detector.explain import at_size, overlay
 
@@ -127,11 +127,10 @@ def heat(
     table = heatmaps.merge(predictions, on=["set", "path"]).rename(columns={"class": "kind"})
     for name, rows in table.groupby("set", sort=False):
         sheet: dict[str, list[figures.Explained]] = {}
-        masked = (places[name] / "sample" / MASKS).is_file()
+        sample = places[name] / "sample"
+        forged = forged_paths(sample)
         for row, image in zip(rows.itertuples(), _stored(places[name], name, rows), strict=True):
-            mask = read_mask(places[name] / "sample", row.path) if masked else None
-            if mask is not None:
-                mask = cv2.resize(mask, image.shape[1::-1])
+            mask = cv2.resize(read_mask(sample, row.path), image.shape[1::-1]) if row.path in forged else None
             laid, heated = overlay(image, at_size(row.heat, *image.shape[:2])), bool(row.heat.any())
             called = row.p_fake >= threshold
             title = f"{('Real', 'Fake')[row.label]} images called {('real', 'fake')[called]}"

@@ -43,7 +43,7 @@ def read_table(path: Path, texts: Collection[str]) -> pd.DataFrame:
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run `dvc repro` first") from None
     except ValueError:  # pandas's own errors and UnicodeDecodeError among them
-        raise UserError(f"{path}: damaged; run `dvc repro -f evaluate`") from None
+        raise UserError(f"{path}: damaged; run `dvc repro -f`") from None
 
 
 def write_heatmaps(path: Path, table: pd.DataFrame) -> None:

@@ -17,7 +17,7 @@ import pandas as pd
 from filelock import FileLock
 from tqdm import tqdm
 
-from detector.augment.recipe import augment
+from detector.augment.recipe import augment, working_size
 from detector.augment.self_blend import self_blend
 from detector.calibration import p_fake
 from detector.data.decode import resize
@@ -142,7 +142,7 @@ def example(training: Split, params: AugmentParams, size: int) -> Draw:
     """What the network gets to see of a training image: its augmented self or, of some fakes, a self-blended one.
 
     A self-blended fake stands in the place of one of the data, so that real and fake keep their shares. It is made of a
-    real training image of the same source, if it has any.
+    real training image of the same source, if it has any, and so is its donor, if it has two.
     """
     reader, labels, blend = training.reader, training.labels, params.self_blend
     real = {name: np.flatnonzero((labels == 0) & (training.sources == name)) for name in set(training.sources)}
@@ -150,10 +150,15 @@ def example(training: Split, params: AugmentParams, size: int) -> Draw:
 
     def draw(index: int, rng: np.random.Generator) -> np.ndarray:
         if not (blend.rate and labels[index] and rng.random() < blend.rate):
-            return augment(resize(reader.image(index), size), params, rng)
+            return augment(reader.image(index), size, params, rng)
         pool = real[training.sources[index]] if len(real[training.sources[index]]) else any_real
-        face, other = (resize(reader.image(chosen), size) for chosen in rng.choice(pool, 2))
-        return augment(self_blend(face, rng, other if rng.random() < blend.donor else None), params, rng)
+        chosen, donor = rng.choice(pool), None
+        face = reader.image(chosen)
+        side = working_size(face, size, params)
+        others = pool[pool != chosen] if len(pool) > 1 else any_real[any_real != chosen]
+        if rng.random() < blend.donor and len(others):
+            donor = resize(reader.image(rng.choice(others)), side)
+        return augment(self_blend(resize(face, side), rng, donor), size, params, rng)
 
     return draw
 

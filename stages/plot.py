@@ -2,8 +2,6 @@
 
 from itertools import chain
 
-import pandas as pd
-
 from detector import figures, gallery, report, tracking
 from detector.calibration import read_calibration
 from detector.data.ingest import replaced_folder
@@ -43,7 +41,7 @@ def main() -> None:
     places = {name: PREPARED if name in in_prepared else EXTRA / name for name in evaluation}
 
     pictures = [
-        gallery.training(pd.read_csv(HISTORY)),
+        gallery.training(read_table(HISTORY, texts=[])),
         gallery.evaluation(evaluation, predictions, ladder, calibration, params.seed),
     ]
     if not params.plot.private:

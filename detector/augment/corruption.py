@@ -297,8 +297,8 @@ def colour_shift(image: Image, strength: float, rng: np.random.Generator) -> Ima
 
 @_register("colour", "generic")
 def grey(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    """Fades to grey, which strength 1 reaches."""
-    return _mix(image, _saturate(1 - strength))
+    """Fades to grey, which strength 0.5 reaches: most grey pictures are wholly so."""
+    return _mix(image, _saturate(max(0.0, 1 - 2 * strength)))
 
 
 @_register("colour", "matched")

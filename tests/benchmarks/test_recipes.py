@@ -49,6 +49,14 @@ def test_a_row_changes_the_base_and_nothing_else():
     assert changed == set(ROWS["rows"]["self-blend"])
 
 
+def test_the_base_pins_every_parameter_of_training_so_that_params_yaml_decides_nothing(defaults):
+    given_with_the_command = {"model.weights", "model.image_size", "train.epochs", "train.source_weights"}
+    of_the_machine = {"train.precision"}
+    sections = ("model.", "augment.", "train.")
+    training = {key for key in flatten(defaults) if key.startswith(sections)}
+    assert training - given_with_the_command - of_the_machine <= set(ROWS["base"])
+
+
 def test_one_experiment_a_row_and_seed_queued_or_run_beside_the_workspace():
     queued = recipes.commands(options(seeds=[1, 2], prefix="p-", common=["train.epochs=2"]))
     names = [command[command.index("-n") + 1] for command in queued]

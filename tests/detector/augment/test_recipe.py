@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from detector.augment import geometry
-from detector.augment.recipe import augment
+from detector.augment.corruption import CORRUPTIONS, corrupt
+from detector.augment.recipe import augment, working_size
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def with_damage(defaults):
 def test_without_damage_it_is_the_geometry_and_draws_no_more(image, defaults):
     one, other = np.random.default_rng(7), np.random.default_rng(7)
     np.testing.assert_array_equal(
-        augment(image, defaults.augment, one), geometry.augment(image, defaults.augment, other)
+        augment(image, 48, defaults.augment, one), geometry.augment(image, defaults.augment, other)
     )
     assert one.random() == other.random()
 
@@ -30,18 +31,45 @@ def test_without_damage_it_is_the_geometry_and_draws_no_more(image, defaults):
 @pytest.mark.parametrize(("generic", "matched", "share"), [(0.5, 0, 0.5), (0, 0.3, 0.3), (0.5, 0.5, 0.75), (1, 0, 1)])
 def test_each_arm_comes_with_its_own_probability(image, with_damage, generic, matched, share):
     params = with_damage(generic=generic, matched=matched, strength=[0.5, 1.0])
-    changed = [not np.array_equal(augment(image, params, np.random.default_rng(i)), image) for i in range(300)]
+    changed = [not np.array_equal(augment(image, 48, params, np.random.default_rng(i)), image) for i in range(300)]
     assert np.mean(changed) == pytest.approx(share, abs=0.09)
 
 
 def test_the_same_draw_gives_the_same_image_and_stronger_damage_changes_more(image, with_damage):
     def difference(strength: float) -> float:
         params = with_damage(generic=1, strength=[strength, strength])
-        damaged = [augment(image, params, np.random.default_rng(i)) for i in range(40)]
-        again = [augment(image, params, np.random.default_rng(i)) for i in range(40)]
+        damaged = [augment(image, 48, params, np.random.default_rng(i)) for i in range(40)]
+        again = [augment(image, 48, params, np.random.default_rng(i)) for i in range(40)]
         assert all(a.shape == image.shape and a.dtype == np.uint8 for a in damaged)
         assert all(np.array_equal(a, b) for a, b in zip(damaged, again, strict=True))
         return float(np.mean([np.abs(a.astype(int) - image).mean() for a in damaged]))
 
     weak, strong = difference(0.1), difference(1.0)
     assert weak < strong / 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "damaged", "side"),
+    [
+        ((128, 128), True, 128),
+        ((256, 256), True, 160),
+        ((60, 120), True, 120),
+        ((40, 40), True, 40),
+        ((256, 256), False, 80),
+    ],
+)
+def test_damage_comes_before_a_large_image_is_scaled_down(photo, with_damage, shape, damaged, side):
+    params = with_damage(matched=1.0 if damaged else 0.0)
+    assert working_size(photo(*shape), 80, params) == side
+    assert augment(photo(*shape), 80, params, np.random.default_rng(0)).shape == (80, 80, 3)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_every_corruption_does_something_in_training_at_the_shipped_sizes(photo, defaults, with_damage, name):
+    stored = photo(defaults.data.sample.size, defaults.data.sample.size, seed=5)
+    stored = np.random.default_rng(1).integers(-20, 21, stored.shape) + stored
+    stored = stored.clip(0, 255).astype(np.uint8)
+    side = working_size(stored, defaults.model.image_size, with_damage(generic=1.0))
+    image = stored[:side, :side]
+    damaged = [corrupt(image, name, 0.6, np.random.default_rng(i)) for i in range(5)]
+    assert min(np.abs(d.astype(int) - image).mean() for d in damaged) > 0.5
