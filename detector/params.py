@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from detector.errors import UserError
 from detector.model.backbones import BACKBONES
@@ -150,6 +150,12 @@ class TrainParams(Section):
     class_weights: Literal["auto", "balanced", "none"]
     precision: Literal["auto", "float32", "bfloat16"]
 
+    @field_validator("source_weights", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """A folder may well be called 2019, which is no text in YAML."""
+        return {str(name): weight for name, weight in value.items()} if isinstance(value, dict) else value
+
     @model_validator(mode="after")
     def _fits_together(self) -> "TrainParams":
         if self.warmup and self.schedule != "cosine":
@@ -291,7 +297,12 @@ def _place(location: tuple[str | int, ...]) -> tuple[str, dict]:
     key = []
     for part in location:
         if "anyOf" in node:
-            break  # the rest names the option that did not fit
+            mappings = [option for option in node["anyOf"] if "additionalProperties" in option]
+            if not mappings:
+                break  # the rest names the option that did not fit
+            node = mappings[0]["additionalProperties"]
+            key.append(str(part))
+            continue
         node = node.get("items", {}) if isinstance(part, int) else node.get("properties", {}).get(part, {})
         if "$ref" in node:
             node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]]

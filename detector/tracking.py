@@ -45,6 +45,7 @@ MODEL = "model"
 REGISTERED = "deepfake-detector"
 CHAMPION = "champion"
 HEADLINES = ("n", "auc", "accuracy", "false_accusation_rate", "brier")  # of the test set, on every version
+RESULTS = (":(exclude,top)metrics", ":(exclude,top)dvc.lock")  # tracked, and rewritten by every run
 _CONTENT = "content"  # on a logged model: what of it decides what it says
 _EVALUATED = "evaluation_params"
 _RESTORED = "restored_from"  # on the stand-in for a run that this store does not know: its id
@@ -157,7 +158,7 @@ def evaluation_run(trained_by: str, params: Mapping[str, object], tags: Mapping[
     parent = client.get_run(trained_by)
     if parent.data.tags.get(_EVALUATED, mark) == mark:
         client.set_tag(trained_by, _EVALUATED, mark)
-        _log_params(client, trained_by, {k: v for k, v in params.items() if k not in parent.data.params})
+        _log_params(client, trained_by, {k: v for k, v in params.items() if _key(k) not in parent.data.params})
         return trained_by
     children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{trained_by}'")
     for child in children:
@@ -177,9 +178,7 @@ def log_metrics(run_id: str, metrics: Mapping[str, object], step: int = 0) -> No
     """Log the numbers of a nested mapping under dotted names; what is no number (None, text) is left out."""
     client, _ = connect()
     now = int(pd.Timestamp.now().timestamp() * 1000)
-    numbers = [
-        Metric(re.sub(r"[^\w\-./ :]", "_", name), float(value), now, step) for name, value in _numbers("", metrics)
-    ]
+    numbers = [Metric(_key(name), float(value), now, step) for name, value in _numbers("", metrics)]
     for start in range(0, len(numbers), 1000):  # the store's limit for one call
         client.log_batch(run_id, metrics=numbers[start : start + 1000])
 
@@ -194,8 +193,14 @@ def log_missing_epochs(run_id: str, history: list[dict]) -> None:
 
 
 def log_artifacts(run_id: str, paths: Mapping[Path, str]) -> None:
-    """Copy files or folders (path -> folder in the run) to the run."""
+    """Copy files or folders (path -> folder in the run) to the run.
+
+    Raises:
+        UserError: the store does not know the run.
+    """
     client, _ = connect()
+    if not _exists(client, run_id):
+        raise UserError(f"MLflow run {run_id}: not in {tracking_uri()}; run `dvc repro -f evaluate`, then `dvc repro`")
     for path, place in paths.items():
         (client.log_artifacts if path.is_dir() else client.log_artifact)(run_id, str(path), place or None)
 
@@ -491,7 +496,13 @@ def _exists(client: mlflow.MlflowClient, run_id: str) -> bool:
 
 
 def _log_params(client: mlflow.MlflowClient, run_id: str, params: Mapping[str, object]) -> None:
-    client.log_batch(run_id, params=[mlflow.entities.Param(key, str(value)) for key, value in params.items()])
+    found = [mlflow.entities.Param(_key(name), str(value)) for name, value in params.items()]
+    client.log_batch(run_id, params=found)
+
+
+def _key(name: str) -> str:
+    """As MLflow takes it."""
+    return re.sub(r"[^\w\-./ :]", "_", name)
 
 
 def _numbers(prefix: str, value: object) -> Iterator[tuple[str, float]]:
@@ -525,7 +536,7 @@ def origin() -> dict[str, object]:
     """Where the code comes from: commit ("" where git knows none), uncommitted (changes), experiment (DVC's, or "")."""
     return {
         "commit": _git("rev-parse", "HEAD"),
-        "uncommitted": bool(_git("status", "--porcelain", "-uno")),
+        "uncommitted": bool(_git("status", "--porcelain", "-uno", "--", ":/", *RESULTS)),
         "experiment": _experiment_name() or "",
     }
 

@@ -90,10 +90,17 @@ def write_table(prefix: str) -> None:
     """results.json, table.md and the picture, from the newest run of each row and seed."""
     rows = list(yaml.safe_load((HERE / "recipes.yaml").read_text())["rows"])
     runs: dict[str, dict[int, object]] = defaultdict(dict)
+    setting, other = None, set()
     for run in tracking.all_runs():  # the newest first
         row, _, seed = run.info.run_name.removeprefix(prefix).rpartition("-")
         if run.info.run_name.startswith(prefix) and row in rows and seed.isdigit() and "test.auc" in run.data.metrics:
-            runs[row].setdefault(int(seed), run)
+            setting = setting or compared_under(run)
+            if compared_under(run) == setting:
+                runs[row].setdefault(int(seed), run)
+            else:
+                other.add(run.info.run_name)
+    if other:
+        print(f"left out, for other data, image size or epochs than the newest run's: {', '.join(sorted(other))}")
     if not runs:
         raise UserError("no run of the ablation is in MLflow; run `python -m benchmarks.recipes queue --run ...` first")
     found = {row: {seed: outcome(run) for seed, run in sorted(runs[row].items())} for row in rows if runs[row]}
@@ -120,6 +127,12 @@ def write_table(prefix: str) -> None:
     write_json(HERE / "results.json", {"ablation": ablation, "final": final})
     print(markdown(table))
     print(f"{HERE / 'results.json'}, {HERE / 'table.md'}, {picture}")
+
+
+def compared_under(run) -> dict[str, str]:
+    """What the rows of one table have in common."""
+    of_all = ("data.", "model.image_size", "train.epochs", "train.source_weights", "evaluate.extra_sets")
+    return {key: value for key, value in run.data.params.items() if key.startswith(of_all)}
 
 
 def chosen(table: dict[str, dict]) -> str:
@@ -155,14 +168,12 @@ def outcome(run) -> dict:
     def read(name: str) -> bytes:
         return tracking.read_artifact(run.info.run_id, f"metrics/{name}")
 
-    sets = {
-        name: {figure: values[figure] for figure in FIGURES}
-        for name, values in json.loads(read("evaluate.json")).items()
-        if name != "test"
-    }
+    evaluation = json.loads(read("evaluate.json"))
     attributes = pd.read_csv(io.BytesIO(read("by_attribute.csv")))
     sources = attributes[(attributes["set"] == "test") & (attributes["attribute"] == "source")]
-    sets |= {row["value"]: {figure: row[figure] for figure in FIGURES} for row in sources.to_dict("records")}
+    sets = {row["value"]: row for row in sources.to_dict("records")} or {"test": evaluation["test"]}
+    sets |= {name: values for name, values in evaluation.items() if name != "test"}
+    sets = {name: {figure: values[figure] for figure in FIGURES} for name, values in sets.items()}
     return {"validation_loss": json.loads(read("calibration.json"))["chosen_on"]["loss"], "test_sets": sets}
 
 

@@ -93,6 +93,8 @@ class Store:
 
     def __init__(self, **losses: float):
         self.losses = {name.replace("_", "-"): loss for name, loss in losses.items()}
+        self.others: dict[str, dict[str, str]] = {}  # run -> the parameters in which it differs
+        self.sources = True
 
     def all_runs(self):
         params = {"data.path": "['/x/one', '/x/two']", "evaluate.extra_sets.other": "", "model.image_size": "128"}
@@ -102,7 +104,9 @@ class Store:
             SimpleNamespace(
                 info=SimpleNamespace(run_name=name, run_id=name),
                 data=SimpleNamespace(
-                    params=params, metrics={"test.auc": 0.5}, tags={"mlflow.source.git.commit": "c0ffee"}
+                    params=params | self.others.get(name, {}),
+                    metrics={"test.auc": 0.5},
+                    tags={"mlflow.source.git.commit": "c0ffee"},
                 ),
             )
             for name in self.losses
@@ -111,10 +115,9 @@ class Store:
     def read_artifact(self, run_id: str, name: str) -> bytes:
         figures = dict.fromkeys(recipes.FIGURES, self.losses[run_id])
         if name.endswith("by_attribute.csv"):
-            head = "set,attribute,value,auc,accuracy,ece,false_accusation_rate\n"
-            return (
-                head + "test,source,one,.9,.8,.1,.05\ntest,mode,RGB,.1,.1,.1,.1\nother,source,one,.2,.2,.2,.2"
-            ).encode()
+            rows = ["set,attribute,value,auc,accuracy,ece,false_accusation_rate", "test,mode,RGB,.1,.1,.1,.1"]
+            rows += ["test,source,one,.9,.8,.1,.05", "other,source,one,.2,.2,.2,.2"] if self.sources else []
+            return "\n".join(rows).encode()
         if name.endswith("calibration.json"):
             return json.dumps({"chosen_on": {"loss": self.losses[run_id]}}).encode()
         return json.dumps({"test": figures, "other": figures}).encode()
@@ -129,8 +132,10 @@ def table(tmp_path, monkeypatch):
     monkeypatch.setattr(recipes, "HERE", tmp_path)
     monkeypatch.setattr(recipes, "project_root", lambda: tmp_path)
 
-    def write(**losses: float) -> dict:
-        monkeypatch.setattr(recipes, "tracking", Store(**losses))
+    def write(others=(), sources=True, **losses: float) -> dict:
+        store = Store(**losses)
+        store.others, store.sources = dict(others), sources
+        monkeypatch.setattr(recipes, "tracking", store)
         recipes.write_table("")
         return json.loads((tmp_path / "results.json").read_text())
 
@@ -146,7 +151,7 @@ def test_the_row_is_chosen_by_validation_loss_alone(table, tmp_path):
     assert final["test_sets"]["one"] == {"auc": 0.9, "accuracy": 0.8, "ece": 0.1, "false_accusation_rate": 0.05}
     assert "test" not in final["test_sets"]
     assert Image.open(io.BytesIO((tmp_path / "docs" / "recipes.png").read_bytes())).width > 500
-    assert "| cosine | 0.400 | 0.400 ± 1.271 / 0.400 | 0.900 ± 0.000 / 0.800 |" in (tmp_path / "table.md").read_text()
+    assert "| cosine | 0.400 | 0.900 ± 0.000 / 0.800 | 0.400 ± 1.271 / 0.400 |" in (tmp_path / "table.md").read_text()
 
 
 def test_the_command_names_row_seeds_data_and_what_is_not_shipped(table):
@@ -157,6 +162,18 @@ def test_the_command_names_row_seeds_data_and_what_is_not_shipped(table):
     assert "-S model.weights=w.weights.h5" in command and "/x/" not in command
     recipes_of_row = {*ROWS["base"], *ROWS["rows"]["combined"]}
     assert not any(f"-S {key}=" in command for key in recipes_of_row)
+
+
+def test_runs_of_other_data_or_length_stay_out_of_the_table(table, capsys):
+    others = {"published-2": {"data.path": "['faces.zip']"}, "combined-1": {"train.epochs": "9"}}
+    found = table(others, cosine_1=0.5, published_2=0.1, combined_1=0.1, published_1=0.6)
+    assert list(found["ablation"]) == ["published", "cosine"] and found["ablation"]["published"]["seeds"] == [1]
+    assert "epochs than the newest run's: combined-1, published-2" in capsys.readouterr().out
+
+
+def test_one_source_without_a_further_set_is_shown_as_the_test_set(table):
+    found = table(sources=False, published_1=0.5)["final"]
+    assert set(found["test_sets"]) == {"test", "other"} and found["test_sets"]["test"]["auc"] == 0.5
 
 
 def test_no_run_is_an_error_of_one_line(table, tmp_path):

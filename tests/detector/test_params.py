@@ -371,8 +371,11 @@ def test_flatten_of_one_section(load):
 def test_weights_of_sources_are_a_section_of_numbers_above_0(load, refused):
     weights = {"faces": 1, "videos.zip": 0.5}
     assert load(changed("train.source_weights", weights)).train.source_weights == weights
-    for wrong in ({"faces": 0}, {"faces": "much"}, {"faces": None}, ["faces"]):
-        assert refused(changed("train.source_weights", wrong)).startswith("train.source_weights")
+    assert load(changed("train.source_weights", {2019: 1})).train.source_weights == {"2019": 1}
+    for wrong in (0, "much", None, {"a": 1}):
+        message = refused(changed("train.source_weights", {"faces": wrong, "videos": 1}))
+        assert message.startswith("train.source_weights.faces: must be a number above 0 and at most 1000000, got ")
+    assert refused(changed("train.source_weights", ["faces"])).startswith("train.source_weights: must be a section")
 
 
 def test_the_head_alone_cannot_be_all_of_a_training(refused):

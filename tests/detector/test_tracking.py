@@ -89,6 +89,40 @@ def test_experiment_name_and_origin(store, monkeypatch):
     assert run.data.tags["dvc.experiment"] == "tidy-fern"
 
 
+def test_only_a_change_of_the_code_is_uncommitted_not_what_a_run_writes(tmp_path, monkeypatch):
+    def git(*arguments: str) -> None:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    files = [tmp_path / name for name in ("metrics/train.json", "dvc.lock", "params.yaml")]
+    files[0].parent.mkdir()
+    for file in files:
+        file.write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    monkeypatch.chdir(tmp_path)
+    for file, expected in zip(files, (False, False, True), strict=True):
+        file.write_text("2")
+        assert tracking.origin()["uncommitted"] is expected
+    monkeypatch.chdir(tmp_path / "metrics")
+    assert tracking.origin()["uncommitted"] is True
+
+
+def test_names_that_mlflow_refuses_are_mended(store):
+    key = "train.source_weights.faces (2), 50 %"
+    with tracking.training_run({key: 1}, {}, None) as run_id:
+        tracking.log_metrics(run_id, {"val_auc_faces (2)": 0.5})
+    assert run_of(run_id).data.params == {"train.source_weights.faces _2__ 50 _": "1"}
+    assert tracking.evaluation_run(run_id, {key: 1, "evaluate.threshold": 0.5}, {}) == run_id
+
+
+def test_artifacts_of_a_run_that_the_store_does_not_know(store, tmp_path):
+    trained()
+    with pytest.raises(UserError, match=r"MLflow run 0000.*: not in sqlite.*; run `dvc repro -f evaluate`"):
+        tracking.log_artifacts("0" * 32, {tmp_path: "plots"})
+
+
 def test_an_evaluation_belongs_to_the_run_that_trained(store):
     parent = trained()
     settings = {"evaluate.threshold": 0.5}
