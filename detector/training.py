@@ -111,16 +111,15 @@ def train(
         order = epoch_order(training.sources, shares, params.seed, epoch)
         batches = training_batches(draw, order, targets, batch_size, params.seed, epoch, weights)
         with tqdm(total=steps, desc=f"epoch {epoch}/{settings.epochs}", disable=None, leave=False) as bar:
-            fitted = model.fit(
-                batches, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[_Progress(bar)]
-            ).history
+            fitted = _fit(model, batches, steps, bar)
 
         with averaged_weights(model):
             outputs = network_outputs(model, stored_batches(validation.reader, size, batch_size))
         if not (math.isfinite(fitted["loss"][-1]) and np.isfinite(outputs).all()):
+            rate = "head_learning_rate" if epoch <= settings.head_epochs else "learning_rate"
             raise UserError(
-                f"train.learning_rate: the loss is no longer finite in epoch {epoch}; "
-                f"set it lower than {settings.learning_rate}"
+                f"train.{rate}: the loss is no longer finite in epoch {epoch}; "
+                f"set it lower than {getattr(settings, rate)}"
             )
         row = {
             "epoch": epoch,
@@ -136,6 +135,25 @@ def train(
     with warnings.catch_warnings(action="ignore"):  # the file holds an optimizer, too, which may be another phase's
         model.load_weights(checkpoint.best_weights)
     return model, history
+
+
+def _fit(model: "keras.Model", batches: Iterator[tuple[np.ndarray, ...]], steps: int, bar: tqdm) -> dict[str, list]:
+    """One epoch; Keras's history. A UserError of the batches comes through, which TensorFlow would make its own."""
+    failed: list[UserError] = []
+
+    def watched() -> Iterator[tuple[np.ndarray, ...]]:
+        try:
+            yield from batches
+        except UserError as error:
+            failed.append(error)
+            raise
+
+    try:
+        return model.fit(watched(), steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[_Progress(bar)]).history
+    except Exception:
+        if failed:
+            raise failed[0] from None
+        raise
 
 
 def example(training: Split, params: AugmentParams, size: int) -> Draw:

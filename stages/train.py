@@ -43,10 +43,11 @@ def main() -> None:
             tracking.log_missing_epochs(run_id, checkpoint.history)
             print(f"going on after epoch {len(checkpoint.history)} of {params.train.epochs}, from {folder}")
 
-        durations = []
+        durations = []  # of the epochs that train all
 
         def report(row: dict, seconds: float) -> None:
-            durations.append(seconds)
+            if row["epoch"] > params.train.head_epochs:
+                durations.append(seconds)
             tracking.log_metrics(run_id, {**row, "seconds": seconds}, step=row["epoch"])
             pd.DataFrame(checkpoint.history).to_csv(HISTORY, index=False)
             print(

@@ -125,13 +125,17 @@ def open_folder(path: Path, params: DataParams, seed: int, name: str | None = No
 
 
 def _together(sources: Mapping[str, Source], real: str) -> Source:
-    """Several data sets as one, each with its own splits; paths begin with its name, the attribute `source` has it."""
+    """Several data sets as one, each with its own splits; paths begin with its name, the attribute `source` has it.
+
+    A `source` that a set's own manifest names is its attribute `own_source`.
+    """
     entries, ignored = [], Counter()
     for name, source in sources.items():
         ignored += Counter(source.ignored)
         for entry in source.entries:
             named = {"path": f"{name}/{entry.path}", "group": f"{name}/{entry.group}"}
-            entries.append(replace(entry, **named, attributes={**entry.attributes, "source": name}))
+            own = {"own_source" if key == "source" else key: value for key, value in entry.attributes.items()}
+            entries.append(replace(entry, **named, attributes={**own, "source": name}))
     kinds = {kind for source in sources.values() for kind in source.classes}
     return Source(
         f"{len(sources)} sources: {', '.join(sources)}",

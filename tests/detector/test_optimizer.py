@@ -117,3 +117,19 @@ def test_the_gradient_is_clipped_by_its_norm():
     model = network()
     model.compile(make_optimizer(train_params(clip_norm=1.0), 0.1, 10), "mse")
     assert model.optimizer.global_clipnorm == 1.0
+
+
+def test_a_step_follows_the_direction_of_a_clipped_gradient_not_its_length():
+    """Adam's second step tells: its moments mix a gradient of length 1000 with one of length 1."""
+
+    def after_two_steps(clip: float | None, first: float) -> np.ndarray:
+        model = network()
+        model.compile(make_optimizer(train_params(clip_norm=clip), 0.1, 10), "mse")
+        shapes = [v.shape for v in model.trainable_variables]
+        for length in (first, 1.0):
+            gradients = [np.full(shape, length, np.float32) for shape in shapes]
+            model.optimizer.apply(gradients, model.trainable_variables)
+        return np.concatenate([np.array(v).ravel() for v in model.trainable_variables])
+
+    np.testing.assert_allclose(after_two_steps(0.01, 1000.0), after_two_steps(0.01, 1.0), atol=1e-6)
+    assert np.abs(after_two_steps(None, 1000.0) - after_two_steps(None, 1.0)).max() > 1e-3

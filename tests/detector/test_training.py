@@ -195,6 +195,46 @@ def test_divergence_is_one_line(tmp_path, monkeypatch):
         run(tmp_path / "c", params())
 
 
+def test_divergence_of_the_head_names_its_own_rate(tmp_path, monkeypatch):
+    monkeypatch.setattr("detector.training.network_outputs", lambda model, batches: np.full(20, np.nan))
+    with pytest.raises(UserError, match=r"train\.head_learning_rate: the loss .* set it lower than 0\.002"):
+        run(tmp_path / "c", params(head_epochs=1, head_learning_rate=0.002))
+
+
+def test_an_image_damaged_on_disk_ends_the_epoch_in_its_own_line(tmp_path):
+    class Damaged(Drawn):
+        def image(self, index: int) -> np.ndarray:
+            if index == 17:
+                raise UserError("train-00000.tfrecord: damaged; run `dvc repro -f prepare`")
+            return super().image(index)
+
+    reader = Damaged(160)
+    training = Split(reader, reader.labels, np.full(160, "", object))
+    with (
+        pytest.raises(UserError, match=r"^train-00000\.tfrecord: damaged"),
+        Checkpoint.open(tmp_path / "c") as checkpoint,
+    ):
+        train(tiny_network(), params(), training, split(20), checkpoint, lambda *_: None)
+
+
+@pytest.mark.parametrize(("smoothing", "balance"), [(0, "none"), (0.2, "none"), (0, "balanced"), (0.2, "balanced")])
+def test_the_loss_is_that_of_smoothed_labels_and_weighted_images(tmp_path, smoothing, balance):
+    make_deterministic(5)
+    image = keras.Input((SIZE, SIZE, 3))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 127.5, -1)(image))
+    model = keras.Model(image, keras.layers.Dense(1, activation="sigmoid")(x))
+    training = split(48)
+    training = dataclasses.replace(training, labels=np.where(np.arange(48) % 8 == 1, 1, 0))
+    settings_ = params(epochs=1, learning_rate=1e-9, label_smoothing=smoothing, class_weights=balance)
+    with Checkpoint.open(tmp_path / "c") as checkpoint:
+        model, [row] = train(model, settings_, training, split(8), checkpoint, lambda *_: None)
+    scores = model.predict_on_batch(np.stack([training.reader.image(i) for i in range(48)]))[:, 0].astype(float)
+    target = training.labels * (1 - smoothing) + smoothing / 2
+    losses = -(target * np.log(scores) + (1 - target) * np.log(1 - scores))
+    weights = np.where(training.labels == 1, 4, 4 / 7) if balance == "balanced" else np.ones(48)
+    assert row["loss"] == pytest.approx(np.mean(weights * losses), rel=1e-4)
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     losses=st.lists(st.sampled_from([0.1, 0.2, 0.20005, 0.3, 0.30002, 0.5, 0.7]), min_size=1, max_size=14),
@@ -368,6 +408,33 @@ def test_self_blends_stand_in_for_fakes_and_are_made_of_real_images_of_their_sou
             np.testing.assert_array_equal(image, stored)
         else:
             assert image.mean() < 110 < stored.mean()  # dark as the real ones are
+
+
+def test_a_self_blend_is_made_of_the_source_of_the_fake_it_stands_for():
+    class OneColourASource(Drawn):
+        def image(self, index: int) -> np.ndarray:
+            return np.full((SIZE, SIZE, 3), 30 if index % 8 < 2 else 200, np.uint8)
+
+    reader = OneColourASource(48)
+    training = dataclasses.replace(from_two(48), reader=reader)
+    draw = example(training, with_blends(1.0, donor=0.5), SIZE)
+    for index in np.flatnonzero(training.labels):
+        brightness = draw(index, np.random.default_rng(index)).mean()
+        assert (brightness < 110) == (training.sources[index] == "b")
+
+
+def test_the_only_real_image_of_its_source_has_a_donor_elsewhere_and_the_only_one_of_all_has_none():
+    training = split(6)
+    only = dataclasses.replace(training, labels=np.array([0, 1, 1, 1, 1, 1]))
+    draw = example(only, with_blends(1.0, donor=1.0), SIZE)
+    assert draw(1, np.random.default_rng(0)).shape == (SIZE, SIZE, 3)
+    sources = np.array(["a", "a", "b", "b", "b", "b"], object)
+    drawn = []
+    reader = Drawn(6)
+    reader.image = lambda index: drawn.append(index) or Drawn.image(reader, index)
+    draw = example(Split(reader, np.array([0, 1, 0, 1, 0, 1]), sources), with_blends(1.0, donor=1.0), SIZE)
+    draw(1, np.random.default_rng(0))
+    assert drawn[0] == 0 and drawn[1] in (2, 4)
 
 
 def test_a_donor_is_another_face():

@@ -454,6 +454,20 @@ def test_several_places_are_one_data_set_that_keeps_them_apart(tmp_path):
     assert source.name == "3 sources: here, there, yonder"
 
 
+def test_a_source_that_a_set_names_itself_is_kept_beside_the_set_it_comes_from(tmp_path):
+    manifest = "\n".join(["path,group,source", *(f"{name},{name},camera 1" for name in IMAGES)]).encode()
+    places = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        places.append(
+            str(make(tmp_path / name, IMAGES | {"manifest.csv": manifest}, "folder").rename(tmp_path / name / name))
+        )
+    source = open_source(params(path=places), 0)
+    assert {tuple(sorted(entry.attributes.items())) for entry in source.entries} == {
+        (("own_source", "camera 1"), ("source", "one")), (("own_source", "camera 1"), ("source", "two"))
+    }  # fmt: skip
+
+
 def test_each_of_several_places_has_a_validation_split_of_its_own(tmp_path):
     places = several(tmp_path, here="folder", there="folder")
     without = Path(places[1]) / "Validation"
