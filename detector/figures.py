@@ -43,6 +43,7 @@ TEST_SETS = (  # colour and dashes of the first, second, ... test set
     ("#332288", "-"), ("#DDAA33", "-"), ("#009E73", "-"), ("#CC79A7", "-"),
     ("#56B4E9", "--"), ("#882255", "--"), ("#999933", "--"), ("#444444", "--"),
 )  # fmt: skip
+TEST_SETS += tuple((colour, dashes) for dashes in (":", "-.") for colour, _ in TEST_SETS)
 SKILL = LinearSegmentedColormap.from_list("skill", ["#7A1F0B", "#E2703A", "#FBD9B5", "#FFFFFF"])
 
 WIDTH = 8.0  # inches; at 800 px a point is 1.4 px
@@ -224,8 +225,8 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], title: str = "W
     said = "No image."
     if total:
         said = f"{hits:,} of {_count(total, 'image')} called right: {_percent(hits / total)}. "
-        said += "Shares are of the images of the true class."
-    figure = _page(title, said, 4.8 if k <= 3 else 5.5)
+        said += "Shares are of the images of the true class." if k <= 9 else "The tint is the share of the true class."
+    figure = _page(title, said, 4.8 if k <= 3 else 5.5 if k <= 8 else 7.4)
     ax = figure.subplots()
     # The root lets small shares of wrong calls be seen.
     colours = [
@@ -233,17 +234,21 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], title: str = "W
         for i in range(k)
     ]
     _table(ax, np.array(colours))
-    size = float(np.clip(56 / k, 10, 24))
+    roomy = k <= 9
+    size = float(np.clip(56 / k, 10, 24)) if roomy else max(120 / k, 5)
     for i, j in np.ndindex(k, k):
         look = {"ha": "center", "textcoords": "offset points", "color": _ink(colours[i][j])}
-        ax.annotate(f"{matrix[i, j]:,}", (j, i), (0, 1), va="bottom", size=size, weight="bold", **look)
-        percent = _percent(share[i, j] if of_class[i] else None)
-        ax.annotate(percent, (j, i), (0, -4), va="top", size=max(size * 0.55, 8), **look)
+        place = {"xytext": (0, 1), "va": "bottom"} if roomy else {"xytext": (0, 0), "va": "center"}
+        ax.annotate(f"{matrix[i, j]:,}", (j, i), **place, size=size, weight="bold", **look)
+        if roomy:
+            percent = _percent(share[i, j] if of_class[i] else None)
+            ax.annotate(percent, (j, i), (0, -4), va="top", size=max(size * 0.55, 8), **look)
     names = [_fit(name, 1.6, 11) for name in classes]
     slant = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if k > 4 else {}
     ax.set_xticks(range(k), names, **slant)
     sizes = [_count(int(n), "image") for n in of_class]
-    ax.set_yticks(range(k), [f"{name}\n{n}" for name, n in zip(names, sizes, strict=True)])
+    between = "\n" if roomy else ", "
+    ax.set_yticks(range(k), [f"{name}{between}{n}" for name, n in zip(names, sizes, strict=True)])
     ax.set_xlabel("Called", weight="bold")
     ax.set_ylabel("True", weight="bold")
     return figure

@@ -45,6 +45,8 @@ def evaluation(
         bands = {key: band(*curve, groups[key], seed=seed) for key, curve in curves.items()}
         yield name, draw(curves, calibration.threshold, {key: found for key, found in bands.items() if found})
 
+    low, high = calibration.unsure
+    band = (low, high) if low < high else None
     for name, (labels, p_fake) in curves.items():
         found = metrics[name]
         classes = list(found["per_class"])
@@ -52,7 +54,9 @@ def evaluation(
         yield f"confusion_matrix_{name}", figures.confusion_matrix(counts, classes, f"What was called what: {name}")
         yield (
             f"classification_report_{name}",
-            figures.classification_report(found["per_class"], found, f"How well each class is recognised: {name}"),
+            figures.classification_report(
+                found["per_class"], found, f"How well each class is recognised: {name}", found["intervals"]
+            ),
         )
         before = scoring.reliability(labels, sets[name]["p_fake_uncalibrated"].to_numpy())
         after = scoring.reliability(labels, p_fake)
@@ -60,7 +64,7 @@ def evaluation(
         yield (
             f"scores_{name}",
             figures.score_histogram(
-                labels, p_fake, calibration.threshold, calibration.unsure, f"Scores of real and of fake images: {name}"
+                labels, p_fake, calibration.threshold, band, f"Scores of real and of fake images: {name}"
             ),
         )
         curve, selective = scoring.risk_coverage(labels, p_fake, calibration.threshold), found["selective"]

@@ -82,7 +82,7 @@ def render(
         Section("verdict", "The verdict", _verdict(data, calibration, evaluation)),
         Section("tested", "What was tested", _tested(data, evaluation, album, run)),
         Section("choices", "How the choices were made", _choices(train, calibration, album, run)),
-        Section("results", "Results on each test set", _results(calibration, evaluation, album)),
+        Section("results", "Results on each test set", _results(calibration, evaluation, album, run)),
         Section("calibration", "What P(fake) means", _calibration(calibration, evaluation, album)),
         Section("unsure", "When it may say “unsure”", _unsure(calibration, evaluation, album, run)),
         Section("robustness", "What damage to the images costs", _robustness(evaluation, stress, album)),
@@ -446,11 +446,19 @@ def _tested(data: Mapping, evaluation: Mapping, album: _Album, run: Mapping) -> 
     ]
     extra = _extra(evaluation)
     if extra:
+        scored = any(_trained_on(metrics, run) for metrics in extra.values())
         counted = "counted all the same" if run.get("data.duplicates") == "report" else "left out"
         columns = {"Real": "n_real", "Fake": "n_fake", "Also in train or validation": "seen_in_training"}
         caption = f"Extra test sets; images that also stand in train or validation were {counted}"
         blocks += [
-            Text("Further test sets come from elsewhere; nothing was trained or chosen on them."),
+            Text(
+                "Further test sets come from elsewhere. "
+                + (
+                    "Some of their images were trained or chosen on."
+                    if scored
+                    else "Nothing was trained or chosen on them."
+                )
+            ),
             _table_of_sets(caption, extra, {head: lambda m, key=key: f"{m[key]:,}" for head, key in columns.items()}),
         ]
     return [
@@ -468,6 +476,16 @@ def _tested(data: Mapping, evaluation: Mapping, album: _Album, run: Mapping) -> 
 def _extra(evaluation: Mapping[str, Mapping]) -> dict[str, Mapping]:
     """The test sets from elsewhere."""
     return {name: metrics for name, metrics in evaluation.items() if "seen_in_training" in metrics}
+
+
+def _how_new(metrics: Mapping, run: Mapping) -> str:
+    seen = _trained_on(metrics, run)
+    return f"{_count(seen, 'image')} of it trained or chosen on" if seen else "never trained on"
+
+
+def _trained_on(metrics: Mapping, run: Mapping) -> int:
+    """How many images of a test set from elsewhere are scored although they stand in train or validation."""
+    return metrics["seen_in_training"] if run.get("data.duplicates") == "report" else 0
 
 
 def _sizes(data: Mapping) -> str:
@@ -574,6 +592,9 @@ def _choices(train: Mapping, calibration: Mapping, album: _Album, run: Mapping) 
         else f"at most {_percent(target)} of either verdict is wrong"
     )
     low, high = calibration["unsure"]
+    chosen = "the temperature, the threshold and the unsure band"
+    if not _chooses_threshold(run):
+        chosen = "the temperature and the unsure band"
     band = (
         f"Unsure band {_decimal(low)} to {_decimal(min(high, 1))}: the narrowest outside which {held}, on those images."
     )
@@ -582,7 +603,7 @@ def _choices(train: Mapping, calibration: Mapping, album: _Album, run: Mapping) 
     return [
         Text(
             "What the pipeline chooses, it chooses by training and validation images, before it scores a test image: "
-            "the model, the temperature, the threshold and the unsure band."
+            f"the model, {chosen}."
         ),
         Points(
             [
@@ -594,7 +615,7 @@ def _choices(train: Mapping, calibration: Mapping, album: _Album, run: Mapping) 
                 band,
             ]
         ),
-        *_chosen_on(calibration.get("chosen_on") or {}),
+        *_chosen_on(calibration.get("chosen_on") or {}, chosen),
         *album.take(
             "accuracy",
             f"Accuracy over {_count(epochs, 'epoch')}; at the one kept, validation {on_best}.",
@@ -612,11 +633,11 @@ def _chooses_threshold(run: Mapping) -> bool:
     return str(run.get("evaluate.threshold", "auto")) == "auto"
 
 
-def _chosen_on(found: Mapping) -> list[Block]:
-    """The validation images behind temperature, threshold and band, and what these give there."""
+def _chosen_on(found: Mapping, chosen: str) -> list[Block]:
+    """The validation images behind what was `chosen`, and what that gives there."""
     if "scored" not in found:
         return []
-    chosen = found["selective"]
+    selective = found["selective"]
     rows = {
         "Called right": _percent(found["accuracy"]),
         "Real called fake": _percent(found["false_accusation_rate"]),
@@ -624,13 +645,13 @@ def _chosen_on(found: Mapping) -> list[Block]:
         "AUC": _decimal(found["auc"]),
         "Calibration error, before": _decimal(found["uncalibrated"]["ece"]),
         "Calibration error, after": _decimal(found["ece"]),
-        "Called rather than unsure": _percent(chosen["coverage"]),
-        "Wrong among those": _percent(chosen["error_outside"]),
+        "Called rather than unsure": _percent(selective["coverage"]),
+        "Wrong among those": _percent(selective["error_outside"]),
     }
     scored = {"clean": "as they are", "perturbed": "damaged", "mixed": "as they are and damaged"}
     return [
         Text(
-            f"The last three come from {_count(found['images'], 'validation image')}, scored "
+            f"{chosen.capitalize()} come from {_count(found['images'], 'validation image')}, scored "
             f"{scored.get(found['scored'], found['scored'])}. Figures on the images that a choice was made on flatter; "
             "they stand here to be held against those of the test sets."
         ),
@@ -638,7 +659,7 @@ def _chosen_on(found: Mapping) -> list[Block]:
     ]
 
 
-def _results(calibration: Mapping, evaluation: Mapping[str, Mapping], album: _Album) -> list[Block]:
+def _results(calibration: Mapping, evaluation: Mapping[str, Mapping], album: _Album, run: Mapping) -> list[Block]:
     home = next(iter(evaluation))
     notes = [
         f"{_percent(max(m['n_real'], m['n_fake']) / m['n'])} of “{name}” is "
@@ -652,7 +673,7 @@ def _results(calibration: Mapping, evaluation: Mapping[str, Mapping], album: _Al
             "stands in its place (Clopper and Pearson, 1934)."
         )
     elsewhere = [
-        f"On “{name}”, never trained on, it {_in_short(metrics)} {_against(home, evaluation[home], metrics)}"
+        f"On “{name}”, {_how_new(metrics, run)}, it {_in_short(metrics)} {_against(home, evaluation[home], metrics)}"
         for name, metrics in _extra(evaluation).items()
     ]
     aucs, areas = (
@@ -789,15 +810,17 @@ def _calibration_errors(metrics: Mapping) -> str:
 def _unsure(calibration: Mapping, evaluation: Mapping[str, Mapping], album: _Album, run: Mapping) -> list[Block]:
     said, target = _band_in_words(calibration), _parameter(run, "evaluate.target_error")
     if target is not None:
-        above = [
-            f"“{name}” ({_percent(m['selective']['error_outside'])})"
+        worst = {
+            name: max((m["selective"][f"error_called_{verdict}"] or 0, verdict) for verdict in ("fake", "real"))
             for name, m in evaluation.items()
-            if (m["selective"]["error_outside"] or 0) > target
+        }
+        above = [
+            f"“{name}” ({_percent(error)} of the calls of {verdict})"
+            for name, (error, verdict) in worst.items()
+            if error > target
         ]
-        said += (
-            f" On validation images at most {_percent(target)} of either verdict is wrong; on test images the share "
-        )
-        said += f"of wrong calls is above that on {', '.join(above)}." if above else "of wrong calls is not above that."
+        said += f" On validation images at most {_percent(target)} of either verdict is wrong; on test images "
+        said += f"more of one is on {', '.join(above)}." if above else "neither is wrong more often."
     columns = {
         "Called": "coverage",
         "Wrong among those": "error_outside",
@@ -855,8 +878,8 @@ def _attributes(table: pd.DataFrame | None) -> list[Block]:
     if table is None:
         return [
             Text(
-                "The data name no attributes (a source, a method, a skin tone, an age), so whether it is as good for "
-                "all of them was not measured. Further columns of the data's manifest.csv appear here."
+                "The data name no attribute of 2 to 50 values (a source, a method, a skin tone, an age), so whether it "
+                "is as good for all of them was not measured. Further columns of the data's manifest.csv appear here."
             )
         ]
     blocks: list[Block] = [
@@ -1071,6 +1094,13 @@ def _limits_of_data(data: Mapping, evaluation: Mapping[str, Mapping], run: Mappi
     few = [f"“{name}” {n:,}" for name, n in groups.items() if n < FEW_GROUPS]
     if few:
         yield "Few groups", f"With fewer than about {FEW_GROUPS}, the intervals are too narrow: {', '.join(few)}."
+    trained_on = {name: _trained_on(m, run) for name, m in _extra(evaluation).items()}
+    if any(trained_on.values()):
+        yield (
+            "Test images trained or chosen on",
+            ", ".join(f"“{name}” {_count(n, 'image')}" for name, n in trained_on.items() if n)
+            + ": its figures flatter.",
+        )
     found = data.get("duplicates")
     if found is None:
         yield "Duplicates unknown", "It was not checked whether test images also stand in the training data."
@@ -1117,7 +1147,7 @@ def _limits_of_scope(
         one = f"{_count(stressed[0], 'image')}, so that one is {_points(1 / stressed[0])} of accuracy"
         yield "A small stress test", f"Each rung has {one}: single rungs swing, the means say more."
     if by_attribute is None:
-        yield "Groups of people", "The data name no attributes: whether it is as good for all people was not measured."
+        yield "Groups of people", "The data name no attribute: whether it is as good for all people was not measured."
     if train["weights"] == "random":
         reason = f" Why: {train['weights_note']}." if train.get("weights_note") else ""
         yield "Random initial weights", f"Training began from nothing, not from weights learnt elsewhere.{reason}"

@@ -501,8 +501,32 @@ def test_what_the_choice_was_made_on_is_shown():
     given_ = inputs()
     given_["calibration"]["chosen_on"] = {"images": 120, "scored": "mixed", **metrics(120, 120, 12, 12)}
     text = Page(render(**given_)).text
-    assert "The last three come from 120 validation images, scored as they are and damaged." in text
+    chosen = "The temperature, the threshold and the unsure band"
+    assert f"{chosen} come from 120 validation images, scored as they are and damaged." in text
+    assert f"the model, {chosen.lower()}." in text
     assert "Real called fake 10.0 %" in text
+    given_["run"]["evaluate.threshold"] = 0.4
+    text = Page(render(**given_)).text
+    assert "The temperature and the unsure band come from 120" in text and "set by hand" in text
+
+
+def test_either_verdict_is_held_against_the_error_it_was_chosen_for():
+    one_sided = metrics(300, 20, 0, 20)  # of all calls 6 % are wrong, of those of real as well; no call of fake
+    run = {"evaluate.target_error": 0.1}
+    assert "neither is wrong more often" in Page(render(**inputs({"test": one_sided}, run=run))).text
+    accused = metrics(300, 5, 12, 0)  # 4 % of all are wrong, but 12 of the 17 calls of fake
+    text = Page(render(**inputs({"test": accused}, run=run))).text
+    assert "more of one is on “test” (70.6 % of the calls of fake)" in text
+
+
+def test_a_further_set_that_was_trained_on_is_called_so_nowhere_else():
+    evaluation = {"test": metrics(100, 100, 5, 14), "web": metrics(40, 40, 3, 1, seen_in_training=70)}
+    text = Page(render(**inputs(evaluation, run={"data.duplicates": "report"}))).text
+    assert "On “web”, 70 images of it trained or chosen on, it" in text
+    assert "Some of their images were trained or chosen on." in text
+    assert "“web” 70 images: its figures flatter." in text and "never trained on" not in text
+    text = Page(render(**inputs(evaluation, run={"data.duplicates": "drop"}))).text
+    assert "On “web”, never trained on, it" in text and "flatter." not in text.replace("may flatter.", "")
 
 
 # ------------------------------------------------------------------------------------------------ where it looked
