@@ -601,23 +601,18 @@ def risk_coverage(
 
 
 @_styled
-def robustness_ladder(
-    rows: Iterable[Mapping], metric: str = "auc", title: str = "What damage to the images costs"
-) -> Figure:
-    """`metric` under every corruption and severity, in a table for each arm, and each arm's mean as a curve.
+def robustness_ladder(rows: Iterable[Mapping], title: str = "What damage to the images costs") -> Figure:
+    """AUC under every corruption and severity, in a table for each arm, and each arm's mean as a curve.
 
     Args:
         rows: dicts, or a pandas DataFrame, of name, family, arm ("generic" or "matched"), severity (0 is
-            undamaged and need not be given for every corruption, then 1 to 5), auc and accuracy (0..1 or
-            None).
-        metric: "auc" or "accuracy".
+            undamaged and need not be given for every corruption, then 1 to 5) and auc (0..1 or None).
     """
-    rows = [{**row, "value": _finite(row.get(metric))} for row in _records(rows)]
-    name = {"auc": "AUC", "accuracy": "Accuracy"}[metric]
+    rows = [{**row, "value": _finite(row.get("auc"))} for row in _records(rows)]
     undamaged = _mean([row["value"] for row in rows if row["severity"] == 0])
     arms = {arm: _ladder([row for row in rows if row["arm"] == arm]) for arm in ("generic", "matched")}
     means = [f"{arm} {_decimal(_mean(cells))}" for arm, (_, cells) in arms.items()]
-    said = f"{name}: {_decimal(undamaged)} undamaged, mean under damage {', '.join(means)}. Dark is guessing."
+    said = f"AUC: {_decimal(undamaged)} undamaged, mean under damage {', '.join(means)}. Dark is guessing."
     lines = [len(names) + 1 for names, _ in arms.values()]
     heights = [max(lines[1] - lines[0] - 3, 10), lines[0]]
     figure = _page(title, said, 0.27 * sum(heights) + 1.7)
@@ -629,7 +624,7 @@ def robustness_ladder(
         curve = [undamaged, *map(_mean, cells.T)] if len(cells) else [math.nan] * 6
         chart.plot(range(6), curve, color=colour, linestyle=dashes, marker=marker, label=arm)
     lowest = np.nanmin(np.array([line.get_ydata() for line in chart.lines]), initial=0.5)
-    chart.set(xlabel="Severity (0: undamaged)", ylabel=f"Mean {metric.replace('auc', 'AUC')}")
+    chart.set(xlabel="Severity (0: undamaged)", ylabel="Mean AUC")
     chart.set(xticks=range(6), ylim=(lowest - 0.02, 1.01))
     chart.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, borderaxespad=0.2)
     for ax, (arm, (names, cells)) in zip(tables, arms.items(), strict=True):

@@ -278,12 +278,6 @@ def versions() -> list[Version]:
     return sorted((_version(one, aliases) for one in found), key=lambda version: -version.number)
 
 
-def champion() -> str | None:
-    """The URI of the version that was promoted last, if one was."""
-    promoted = any(CHAMPION in version.aliases for version in versions())
-    return f"models:/{REGISTERED}@{CHAMPION}" if promoted else None
-
-
 def crown(number: int) -> None:
     """Make this version the champion."""
     client, _ = connect()

@@ -1,4 +1,4 @@
-"""Stage 3: calibrate the model on validation images, then score every test set, the only stage that looks at those."""
+"""Stage 3: calibrate the model on validation images, then score every test set; no other stage does."""
 
 import csv
 import sys

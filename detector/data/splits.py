@@ -22,6 +22,7 @@ SPLIT_NAMES = {
     "testing": "test",
 }
 NOT_ATTRIBUTES = {"path", "group", "split", "class", "width", "height", "sha256"}
+LONGEST = 60  # characters of the name of a further test set, which becomes part of file names
 NO_CLASS = "images in no class folder"
 NO_SPLIT = "images in no split folder"
 
@@ -70,7 +71,7 @@ def split_name(folder: str) -> str | None:
     """The split a folder stands for: "Valid" -> "validation", "Test-Fog" -> "test_fog", "Real" -> None."""
     word = folder.strip().lower()
     if extra := re.fullmatch(r"test[_-](.*\w.*)", word):
-        return "test_" + re.sub(r"\W+", "_", extra[1]).strip("_")
+        return "test_" + re.sub(r"\W+", "_", extra[1]).strip("_")[:LONGEST]
     return SPLIT_NAMES.get(word)
 
 
