@@ -5,7 +5,7 @@
     python -m benchmarks.recipes table           writes results.json, table.md and docs/recipes.png
 
 A row's figures are those of its MLflow runs, by name: <row>-<seed>. The one with the lowest validation loss, on
-validation images as they are and damaged, is `final` in results.json; test figures stand beside it and choose nothing.
+validation images as they are and damaged, heads results.json; test figures stand beside it and choose nothing.
 """
 
 import argparse
@@ -111,11 +111,11 @@ def write_table(prefix: str) -> None:
     drawn(table, row).savefig(picture, dpi=130)
     run = next(iter(runs[row].values()))
     final = {
-        "row": row,
         "test_sets": {
             name: {figure: values[figure]["mean"] for figure in FIGURES}
             for name, values in table[row]["test_sets"].items()
         },
+        "row": row,
         "seeds": sorted(runs[row]),
         "commit": run.data.tags.get("mlflow.source.git.commit", ""),
         "image_size": int(run.data.params["model.image_size"]),
@@ -124,7 +124,7 @@ def write_table(prefix: str) -> None:
         "command": command_of(run, row, sorted(runs[row])),
     }
     ablation = {row: {"seeds": sorted(runs[row]), **values} for row, values in table.items()}
-    write_json(HERE / "results.json", {"ablation": ablation, "final": final})
+    write_json(HERE / "results.json", {**final, "ablation": ablation})
     print(markdown(table))
     print(f"{HERE / 'results.json'}, {HERE / 'table.md'}, {picture}")
 

@@ -145,17 +145,16 @@ def table(tmp_path, monkeypatch):
 def test_the_row_is_chosen_by_validation_loss_alone(table, tmp_path):
     found = table(published_1=0.6, cosine_1=0.3, cosine_2=0.5, combined_1=0.45, unknown_1=0.1, stray=0.0)
     assert list(found["ablation"]) == ["published", "cosine", "combined"]
-    final = found["final"]
-    assert final["row"] == "cosine" and final["seeds"] == [1, 2] and final["commit"] == "c0ffee"
-    assert final["test_sets"]["other"]["ece"] == pytest.approx(0.4)
-    assert final["test_sets"]["one"] == {"auc": 0.9, "accuracy": 0.8, "ece": 0.1, "false_accusation_rate": 0.05}
-    assert "test" not in final["test_sets"]
+    assert found["row"] == "cosine" and found["seeds"] == [1, 2] and found["commit"] == "c0ffee"
+    assert found["test_sets"]["other"]["ece"] == pytest.approx(0.4)
+    assert found["test_sets"]["one"] == {"auc": 0.9, "accuracy": 0.8, "ece": 0.1, "false_accusation_rate": 0.05}
+    assert "test" not in found["test_sets"]
     assert Image.open(io.BytesIO((tmp_path / "docs" / "recipes.png").read_bytes())).width > 500
     assert "| cosine | 0.400 | 0.900 ± 0.000 / 0.800 | 0.400 ± 1.271 / 0.400 |" in (tmp_path / "table.md").read_text()
 
 
 def test_the_command_names_row_seeds_data_and_what_is_not_shipped(table):
-    command = table(combined_2=0.4, combined_1=0.5)["final"]["command"]
+    command = table(combined_2=0.4, combined_1=0.5)["command"]
     assert "--rows combined --seeds 1 2 --data one two --extra other" in command
     assert "-S model.image_size=128" in command and "-S train.epochs=3" in command
     assert "-S 'train.source_weights={one:0.25,two:0.75}'" in command and "manifest" not in command
@@ -172,7 +171,7 @@ def test_runs_of_other_data_or_length_stay_out_of_the_table(table, capsys):
 
 
 def test_one_source_without_a_further_set_is_shown_as_the_test_set(table):
-    found = table(sources=False, published_1=0.5)["final"]
+    found = table(sources=False, published_1=0.5)
     assert set(found["test_sets"]) == {"test", "other"} and found["test_sets"]["test"]["auc"] == 0.5
 
 
