@@ -34,7 +34,7 @@ promote: $(VENV)/.installed  ## make the last model the champion if it beats it 
 
 clean:  ## delete what the pipeline wrote, but not the MLflow runs, DVC's cache and the weights
 	rm -rf data/prepared data/extra models/model.keras models/model.openvino models/calibration.json models/run_id models/checkpoints \
-		metrics/plots metrics/report.html metrics/run_id
+		metrics/plots metrics/report.html metrics/run_id data/*.part metrics/*.part
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -43,8 +43,10 @@ def main() -> None:
 
 def warnings(summary: dict) -> list[str]:
     """What the audit found that the data still holds."""
-    duplicates = summary["duplicates"]
+    duplicates, ungrouped = summary["duplicates"], summary["ungrouped"]
     found = list(summary["shortcuts"]["warnings"])
+    if 0 < ungrouped < summary["images"]:
+        found.append(f"The manifest puts {ungrouped:,} images in no group: each counts as a source of its own.")
     if duplicates["policy"] == "report":
         for splits, pairs in duplicates["leaks"].items():
             count = pairs["exact"] + pairs["near"]

@@ -25,6 +25,8 @@ class MemorySource:
     name: str = "memory"
     classes: tuple[str, ...] = ("real", "fake")
     ignored: Mapping[str, int] = field(default_factory=dict)
+    ungrouped: int = 0
+    key: str = "data.path"
 
     @property
     def entries(self) -> list[Entry]:

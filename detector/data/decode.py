@@ -43,7 +43,8 @@ def decode(data: bytes) -> np.ndarray:
         uint8 array (height, width, 3), RGB, 0..255.
 
     Raises:
-        BrokenImage: no image, an unknown format, truncated, more than `MAX_PIXELS` pixels or `MAX_SCANS` scans.
+        BrokenImage: no image, an unknown format, truncated, more than `MAX_PIXELS` pixels (in all, or of a TIFF's tile)
+            or `MAX_SCANS` scans.
     """
     if not data:
         raise BrokenImage("empty file")
@@ -51,6 +52,8 @@ def decode(data: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise BrokenImage(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
+            if image.format == "TIFF" and _tile(image) > MAX_PIXELS:
+                raise BrokenImage(f"a TIFF with tiles of more than {MAX_PIXELS:,} pixels")
             # MPO is what Pillow calls a JPEG with others behind it. In a scan FF is followed by 00, so a marker is one.
             if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
                 raise BrokenImage(f"a JPEG of more than {MAX_SCANS} scans")
@@ -70,6 +73,11 @@ def decode(data: bytes) -> np.ndarray:
         if "truncated" in str(error).lower():  # with the number of bytes, a reason of its own for every image
             raise BrokenImage("cut short") from None
         raise BrokenImage(f"{type(error).__name__}: {error}".splitlines()[0][:200]) from None
+
+
+def _tile(image: Image.Image) -> int:
+    """Pixels of a TIFF's tile, which is decoded whole however small the image in it is."""
+    return int(image.tag_v2.get(322, 1)) * int(image.tag_v2.get(323, 1))
 
 
 def _orientation(image: Image.Image) -> int | None:

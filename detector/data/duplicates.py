@@ -150,7 +150,9 @@ def shared_sources(duplicates: Duplicates, splits: Sequence[str], groups: Sequen
     if not len(groups):
         return []
     splits = np.asarray(splits)
-    names, group = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    names = sorted(set(groups))  # no array of texts: each would take as much room as the longest
+    number = {name: i for i, name in enumerate(names)}
+    group = np.array([number[name] for name in groups])
     _, split = np.unique(splits, return_inverse=True)
     of_pixels = duplicates.first * (split.max() + 1) + split  # the same pixels in the same split
     known, picture = np.unique(of_pixels, return_inverse=True)
@@ -164,7 +166,7 @@ def shared_sources(duplicates: Duplicates, splits: Sequence[str], groups: Sequen
     _, source = connected_components(coo_array((np.ones(len(rows), bool), (rows, columns)), (nodes, nodes)), False)
     first = np.full(nodes, len(names))
     np.minimum.at(first, source[: len(names)], np.arange(len(names)))
-    return names[first[source[group]]].tolist()
+    return [names[i] for i in first[source[group]]]
 
 
 def resolve(

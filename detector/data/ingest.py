@@ -204,6 +204,7 @@ def _write(
         "sizes": {name: _spread(stored[name]) for name in ("width", "height", "bytes")},
         "scaled_down": int((images.files["sha256"][keep] != stored["sha256"]).any(axis=1).sum()),
         "set_aside": {"images": len(outcasts), "reasons": _reasons(outcasts)},
+        "ungrouped": source.ungrouped,
         "ignored_files": source.ignored,
         "digest": dataset_digest(read_manifest(folder)),
     }
@@ -315,13 +316,13 @@ def _check_complete(source: Source, entries: list[Entry], outcasts: list[Outcast
             broken = sum(not outcast.partner for outcast in gone)
             if broken == len(gone):
                 raise UserError(
-                    f"data.path: {source.name} has no readable {kind} image in its {split} split "
+                    f"{source.key}: {source.name} has no readable {kind} image in its {split} split "
                     f"({broken} broken ones were set aside); add images there"
                 )
             why = ", ".join(f"{count:,} {reason}" for reason, count in _tally(gone).items())
             leaks = any(outcast.partner and outcast.kind != CONFLICT for outcast in gone)
             remedy = " or set data.duplicates to report" if leaks else ""
             raise UserError(
-                f"data.path: of {source.name} no {kind} image is left in the {split} split ({why}); "
+                f"{source.key}: of {source.name} no {kind} image is left in the {split} split ({why}); "
                 f"add other images there{remedy}"
             )

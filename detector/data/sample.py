@@ -2,6 +2,8 @@
 
 import csv
 import os
+import threading
+import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -103,9 +105,21 @@ def draw_sample(
         for task in tasks:
             yield from draw(task)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), cv2.setNumThreads, (1,)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (os.getpid(),)) as pool:
         for portraits in pool.map(draw, tasks, chunksize=24):
             yield from portraits
+
+
+def _begin_worker(parent: int) -> None:
+    """One thread a process; it ends with its parent, also with one that was killed and could not tell it to."""
+    cv2.setNumThreads(1)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _draw(task: tuple[str, int], seed: int, size: int, kinds: Sequence[str]) -> list[Portrait]:

@@ -8,7 +8,7 @@ any image at random without TensorFlow, on any Keras backend, and memory does no
 import csv
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,20 +47,27 @@ class ShardWriter:
         )
         record = self._tf.train.Example(features=features).SerializeToString(deterministic=True)
         if split in self._open and self._open[split][2] > SHARD_BYTES:
-            self._open.pop(split)[0].close()
+            full, name, _ = self._open.pop(split)
+            self._whole(full.close, name)
         if split not in self._open:
             number = self._numbers[split] = self._numbers.get(split, -1) + 1
             name = f"{split}-{number:05d}.tfrecord"
             self._open[split] = (self._tf.io.TFRecordWriter(str(self._folder / name)), name, 0)
         writer, name, start = self._open[split]
-        writer.write(record)
+        self._whole(lambda: writer.write(record), name)
         self._open[split] = (writer, name, start + _RECORD_HEADER + len(record) + _RECORD_FOOTER)
         return name, start + _RECORD_HEADER + record.index(image)
 
     def close(self) -> None:
-        for writer, _, _ in self._open.values():
-            writer.close()
-        self._open.clear()
+        while self._open:
+            _, (writer, name, _) = self._open.popitem()
+            self._whole(writer.close, name)
+
+    def _whole(self, write: Callable[[], None], name: str) -> None:
+        try:
+            write()
+        except self._tf.errors.OpError as error:  # a full disk, most of all
+            raise UserError(f"{self._folder / name}: cannot be written ({error.message}); make room") from None
 
     def __enter__(self) -> "ShardWriter":
         return self

@@ -23,9 +23,15 @@ from detector.params import DataParams
 from detector.paths import existing_path
 
 MAX_BYTES = 1 << 29  # a file beyond it is no photograph, and may be built to fill the memory
+MAX_HEADER = 1 << 20  # of a name or of what else a tar says of a member
+HEADERS = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 MANIFEST = "manifest.csv"
 LINKS = "links and special files"
+ONE_NAME = "files whose names differ in \\ and / alone"
 OLDER_COPIES = "older copies in the archive"
 DAMAGED = (
     zipfile.BadZipFile,
@@ -59,6 +65,7 @@ class Source:
     ignored: dict[str, int]  # what was left out, by reason
     ungrouped: int  # entries that no manifest puts in a group
     store: Store = field(repr=False)
+    key: str = "data.path"  # the parameter that names it, for messages
 
     def read(self, paths: Collection[str] | None = None) -> Iterator[tuple[Entry, bytes | OSError]]:
         """Every entry, or those at `paths`, once, in the cheapest order, with its bytes or what kept them from us."""
@@ -83,7 +90,7 @@ def open_source(params: DataParams, seed: int) -> Source:
         if isinstance(params.path, str):
             return open_folder(existing_path("data.path", params.path), params, seed)
         places = [existing_path("data.path", path) for path in params.path]
-        names = [clean_path(Path(_without_suffix(place)).name) for place in places]
+        names = [clean_path(Path(_without_suffix(place)).name).replace("/", "_") for place in places]
         if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise UserError(
                 f"data.path: two of its places are called {twice[0]}; rename one, images are told apart by it"
@@ -121,7 +128,7 @@ def open_folder(path: Path, params: DataParams, seed: int, name: str | None = No
         manifest, own = _own_manifest(store, "data.manifest")
     images, ignored = _images(store, own, path, key)
     found = catalog(images, params, seed, root=_without_suffix(path), manifest=manifest, key=key)
-    return _source(name or _name(store, path), store, found, ignored)
+    return replace(_source(name or _name(store, path), store, found, ignored), key=key)
 
 
 def _together(sources: Mapping[str, Source], real: str) -> Source:
@@ -213,7 +220,9 @@ class Folder:
                     if kind == "folder":
                         ahead.append((f"{folder}{item.name}/", above))
                     elif kind == "file":
-                        self.files[clean_path(folder + item.name)] = folder + item.name
+                        path = clean_path(folder + item.name)
+                        self.ignored[ONE_NAME] += path in self.files
+                        self.files[path] = folder + item.name
                     else:
                         self.ignored[LINKS] += 1
 
@@ -257,6 +266,8 @@ class Zip:
             yield path, attempt(self._read, self.files[path])
 
     def _read(self, member: zipfile.ZipInfo) -> bytes:
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # no others stop at `MAX_BYTES`
+            raise OSError("packed by a rare method; unpack the archive and name the folder")
         with self.zip.open(member) as file:
             return whole(file)
 
@@ -280,12 +291,18 @@ class Several:
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """tarfile takes a damaged or missing header for the end of the archive; here it is an error."""
+    """tarfile takes a damaged or missing header for the end of the archive; here it is an error.
+
+    So are a size below 0, by which it would come back to a member for ever, and further headers that fill the memory.
+    """
 
     @classmethod
     def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
         try:
-            return super().frombuf(buf, encoding, errors)
+            found = super().frombuf(buf, encoding, errors)
+            if found.size < 0 or (found.size > MAX_HEADER and found.type in HEADERS):
+                raise tarfile.ReadError(f"a member of {found.size:,} bytes")
+            return found
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError, tarfile.EmptyHeaderError) as error:
             raise tarfile.ReadError(str(error)) from None
 

@@ -60,6 +60,8 @@ def _imagenet(published: PublishedWeights) -> Path:
     folder = project_root() / "data" / "weights"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / Path(published.place).name
+    if path.exists() and _is_whole(path, published.digest):  # in a folder that may be read alone
+        return path
     with FileLock(f"{path}.lock"):  # experiments that start together download once
         if not path.exists() or not _is_whole(path, published.digest):
             _download(KERAS_STORAGE + published.place, path, published.digest)

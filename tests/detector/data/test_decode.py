@@ -257,6 +257,22 @@ def test_the_limit_itself_is_decoded(monkeypatch, encode, photo):
         decode(encode(photo(41, 56)))
 
 
+def tiled(side: int) -> bytes:
+    """A TIFF of 1 x 1 pixel in one grey tile of `side` x `side`, packed by deflate."""
+    data = zlib.compress(bytes(side * side), 9)
+    fields = {256: 1, 257: 1, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 8, 325: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields.items())
+    directory = struct.pack("<H", len(fields)) + entries + struct.pack("<I", 0)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory
+
+
+def test_a_small_tiff_with_a_huge_tile_is_refused(monkeypatch):
+    assert decode(tiled(256)).shape == (1, 1, 3)
+    monkeypatch.setattr(module, "MAX_PIXELS", 1000 * 1000)
+    with pytest.raises(BrokenImage, match="a TIFF with tiles of more than 1,000,000 pixels"):
+        decode(tiled(1024))
+
+
 @pytest.mark.parametrize("size", [(0, 0), (0, 5), (5, 0)])
 def test_an_image_without_pixels_is_refused(size):
     gif = b"GIF89a" + struct.pack("<HH", *size) + b"\x80\0\0\0\0\0\xff\xff\xff\x2c" + struct.pack("<HHHH", 0, 0, *size)

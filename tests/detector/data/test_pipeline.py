@@ -44,12 +44,16 @@ def noise(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return rng.integers(0, 256, image.shape, np.uint8)
 
 
-def epoch_of(train, batch_size=4, augmentation=unaltered, seed=1, epoch=1, size=SIZE) -> list:
+def epoch_of(*arguments, **options) -> list:
+    return list(epoch_iterator(*arguments, **options))
+
+
+def epoch_iterator(train, batch_size=4, augmentation=unaltered, seed=1, epoch=1, size=SIZE):
     def draw(index, rng):
         return augmentation(resize(train.reader.image(index), size), rng)
 
     order = epoch_order(np.full(16, ""), None, seed, epoch)
-    return list(training_batches(draw, order, train.targets, batch_size, seed, epoch))
+    return training_batches(draw, order, train.targets, batch_size, seed, epoch)
 
 
 # ---- map_ahead -------------------------------------------------------------------------------------------------
@@ -222,9 +226,10 @@ def test_without_shares_an_epoch_is_every_image_once():
 
 
 def test_a_batch_is_not_changed_by_the_next(train):
-    first, *rest = epoch_of(train, 4, noise)
+    load = epoch_iterator(train, 4, noise)
+    first = next(load)
     kept = first[0].copy()
-    assert len(rest) == 3
+    assert len(list(load)) == 3
     np.testing.assert_array_equal(first[0], kept)
 
 

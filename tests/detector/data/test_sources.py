@@ -402,6 +402,56 @@ def test_an_encrypted_archive_is_refused(tmp_path):
     assert "data.path" in message and "encrypted" in message and "unpack" in message
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_member_packed_by_what_stops_at_no_limit_is_not_unpacked(tmp_path, method):
+    path = make(tmp_path, IMAGES, "zip")
+    with zipfile.ZipFile(path, "a", method) as archive:
+        archive.writestr("Train/Real/rare.jpg", bytes(1000))
+    found = {entry.path: data for entry, data in opened(path).read()}
+    assert "packed by a rare method" in str(found.pop("Train/Real/rare.jpg")) and found == IMAGES
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_tar_that_leads_back_to_a_member_is_refused(tmp_path, place):
+    path = tmp_path / "data.tar"
+    headers = [member(f"Train/Real/{i}.jpg").tobuf() for i in range(3)]
+    endless = bytearray(headers[place])
+    endless[124:136] = b"\xff" * 10 + b"\xfe\x00"  # -512, in base 256
+    endless[148:156] = b" " * 8
+    endless[148:156] = b"%06o\0 " % sum(endless)
+    headers[place] = bytes(endless)
+    path.write_bytes(b"".join(headers) + bytes(1024))
+    assert "a member of -512 bytes" in refusal(path)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_tar_whose_further_headers_fill_the_memory_is_refused(tmp_path, kind):
+    path = tmp_path / "data.tar.gz"
+    with gzip.open(path, "wb") as file:
+        file.write(member("x", (1 << 20) + 1, type=kind).tobuf())
+        file.write(bytes((1 << 20) + 512))
+        file.write(bytes(1024))
+    assert "a member of 1,048,577 bytes" in refusal(path)
+
+
+def test_a_message_names_the_parameter_that_names_the_data(tmp_path):
+    data = make(tmp_path, {path: b"" for path in IMAGES}, "folder")
+    assert opened(data).key == "data.path"
+    assert open_folder(data, params(source="sample"), 0, name="drawn sample").key == "data.sample"
+
+
+def test_a_place_with_a_backslash_in_its_name_and_files_that_differ_by_one(tmp_path):
+    for name in ("a\\b", "c"):
+        (tmp_path / name).mkdir()
+        make(tmp_path / name, IMAGES, "folder").rename(tmp_path / name / "moved")
+    places = [tmp_path / "a\\b", tmp_path / "c"]
+    (places[1] / "moved" / "Train\\Real\\0.jpg").write_bytes(b"twin")
+    source = open_source(params(path=[str(place) for place in places]), 0)
+    assert {entry.attributes["source"] for entry in source.entries} == {"a_b", "c"}
+    assert len(content(source)) == 2 * len(IMAGES)
+    assert source.ignored == {"files whose names differ in \\ and / alone": 1}
+
+
 def test_a_member_name_that_is_not_the_utf8_it_claims_to_be(tmp_path):
     path = make(tmp_path, IMAGES | {"Train/Real/é.jpg": b"e"}, "zip")
     path.write_bytes(path.read_bytes().replace("é".encode(), b"\xff\xfe"))
