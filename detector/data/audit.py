@@ -95,7 +95,7 @@ def audit(images: Images, real: str, policy: str, rng: np.random.Generator) -> t
     return resolution, sources, {"duplicates": found, "shortcuts": shortcuts}
 
 
-def audit_test_set(images: Images, known: np.ndarray) -> tuple[Resolution, list[str]]:
+def audit_test_set(images: Images, known: np.ndarray) -> tuple[Resolution, list[str], bool]:
     """Find what must not stay in a further test set; see `duplicates.resolve_test_set`.
 
     Args:
@@ -103,13 +103,13 @@ def audit_test_set(images: Images, known: np.ndarray) -> tuple[Resolution, list[
         known: (m,) of dtype `duplicates.FINGERPRINT`, the images that a model was made and tested with.
 
     Returns:
-        What is to happen to each image, and its group (see `duplicates.shared_sources`).
+        What is to happen to each image, its group (see `duplicates.shared_sources`), and whether the search was whole.
     """
     duplicates = find_duplicates(np.concatenate([known, images.fingerprints]))
     kinds, groups = zip(*((entry.kind, entry.group) for entry in images.entries), strict=True)
     splits = ["known"] * len(known) + ["set"] * len(groups)
     sources = shared_sources(duplicates, splits, [f"known {i}" for i in range(len(known))] + list(groups))
-    return resolve_test_set(duplicates, len(known), kinds, groups), sources[len(known) :]
+    return resolve_test_set(duplicates, len(known), kinds, groups), sources[len(known) :], duplicates.complete
 
 
 _COLUMNS = {"fingerprints": FINGERPRINT, "features": FEATURES, "files": FILE}  # as `_look` returns them

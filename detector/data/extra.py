@@ -1,6 +1,7 @@
 """Further test sets: folders or archives from elsewhere that are never trained on, to see what carries over."""
 
 import re
+import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -43,6 +44,12 @@ def write_extra_sets(params: Params, prepared: Path, folder: Path) -> dict[str, 
             summaries[name] = ingest_test_set(
                 source, part / name, name, params.data.max_side, prepared, params.data.duplicates
             )
+            if not summaries[name]["search_complete"]:
+                print(
+                    f"WARNING: {name}: so many images are alike that only the nearest of each were compared: some that "
+                    "were trained on may remain",
+                    file=sys.stderr,
+                )
         write_json(part / "sets.json", summaries)
     return {
         name: {

@@ -109,7 +109,7 @@ def ingest_test_set(source: Source, folder: Path, name: str, max_side: int, prep
     Returns:
         {"source", "classes", "images", "counts": {class: n}, "groups": n, "sizes", "scaled_down", "set_aside",
         "ignored_files", "seen_in_training": images found in train or validation, "seen_in_test": in a test split only,
-        "digest"}.
+        "search_complete": whether none can have been missed, "ungrouped", "digest"}.
 
     Raises:
         UserError: no image is left, or a file changed between the two readings.
@@ -117,14 +117,14 @@ def ingest_test_set(source: Source, folder: Path, name: str, max_side: int, prep
     images, broken = examine(source)
     images = replace(images, entries=[replace(entry, split=name) for entry in images.entries])
     outcasts = [Outcast(entry, reason) for entry, reason in broken]
-    keep, trained, tested = np.ones(len(images.entries), bool), 0, 0
+    keep, trained, tested, complete = np.ones(len(images.entries), bool), 0, 0, True
     if images.entries:
         manifest = read_manifest(prepared)
         fingerprints = read_fingerprints(prepared, len(manifest))
         # What was trained on comes first, so that it is named where both hold the picture.
         order = np.argsort(~manifest["split"].isin(("train", "validation")).to_numpy(), kind="stable")
         paths, splits = (manifest[column].to_numpy()[order] for column in ("path", "split"))
-        resolution, sources = audit_test_set(images, fingerprints[order])
+        resolution, sources, complete = audit_test_set(images, fingerprints[order])
         images = _regrouped(images, sources)
         leak = resolution.reason == "leak"
         trained = int(np.isin(splits[resolution.partner[leak]], ("train", "validation")).sum())
@@ -141,7 +141,8 @@ def ingest_test_set(source: Source, folder: Path, name: str, max_side: int, prep
         raise UserError(f"evaluate.extra_sets: {source.name} has no image left to score ({why}); name another set")
     summary = _write(source, images, keep, outcasts, folder, max_side)
     (counts,), (groups,) = summary["counts"].values(), summary["groups"].values()
-    return {**summary, "counts": counts, "groups": groups, "seen_in_training": trained, "seen_in_test": tested}
+    seen = {"seen_in_training": trained, "seen_in_test": tested, "search_complete": complete}
+    return {**summary, "counts": counts, "groups": groups, **seen}
 
 
 def _regrouped(images: Images, groups: list[str]) -> Images:
