@@ -74,7 +74,7 @@ def service(model: Path, stand_in: bool = False, **limits):
 
 @contextlib.contextmanager
 def standing_in():
-    """(url, process id) of a service whose network is a stand-in: for what does not hang on a model."""
+    """(url, process) of a service whose network is a stand-in: for what does not hang on a model."""
     import json
     import tempfile
     import zipfile
@@ -88,8 +88,8 @@ def standing_in():
         with zipfile.ZipFile(model, "w") as archive:
             archive.writestr(CARD, json.dumps(card))
         save_calibration(Calibration(), model, {})
-        with service(model, stand_in=True) as (url, process):
-            yield url, process.pid
+        with service(model, stand_in=True) as running:
+            yield running
 
 
 def poster(url: str, query: str = "detect=false"):

@@ -170,7 +170,7 @@ def _reflected(interval: Interval, estimate: float) -> Interval:
     estimate; mirrored at the estimate, the one bias undoes the other.
     """
     low, high = 2 * estimate - interval["high"], 2 * estimate - interval["low"]
-    return {"low": max(0.0, min(low, estimate)), "high": max(high, estimate)}
+    return {"low": max(0.0, min(low, estimate)), "high": min(1.0, max(high, estimate))}
 
 
 def paired_bootstrap(

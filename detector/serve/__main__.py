@@ -28,7 +28,7 @@ def main() -> None:
 
     import uvicorn
 
-    from detector.engine import load_engine
+    from detector.engine import Engine, load_engine
     from detector.model.export import read_card
     from detector.registry import find_model
     from detector.serve.app import create_app, warm_up
@@ -39,7 +39,10 @@ def main() -> None:
     if caveat := read_card(model).caveat:
         print(f"warning: {caveat}; --model names another", file=sys.stderr)
     heatmap = GradCam(model)
-    service = Service(model, load_engine(model), Faces(), heatmap)
+    engine = load_engine(model)
+    service = Service(model, engine, Faces(), heatmap)
+    if isinstance(engine, Engine) and engine.folder.name != service.digest:
+        raise UserError(f"{model}: was replaced while the service started; start it again")
     warm_up(heatmap)
     token = os.environ.get("DETECTOR_TOKEN")
     config = uvicorn.Config(
@@ -78,7 +81,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--host {host} --port {port}: {reason}; choose another with --port or --host") from None
     return listener

@@ -86,8 +86,8 @@ class Predictions(BaseModel):
 class Explanation(BaseModel):
     face: FaceAnswer
     heatmap: str | None = Field(
-        description="base64 of a PNG of the size of the box, the more opaque the more speaks for fake; null where "
-        "nothing in the face does",
+        description="base64 of a PNG of the box, at most 2,048 pixels a side, the more opaque the more speaks for "
+        "fake; null where nothing in the face does",
         examples=["iVBORw0KGgo="],
     )
 
@@ -194,8 +194,9 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
     documented = Depends(HTTPBearer(auto_error=False) if token else lambda: None)
 
     def allowed(request: Request, _=documented) -> None:
-        given = request.headers.get("authorization", "").encode("latin-1", "replace")
-        if token and not hmac.compare_digest(given, f"Bearer {token}".encode()):
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        right = hmac.compare_digest(given.strip().encode("latin-1", "replace"), (token or "").encode())
+        if token and not (right and scheme.lower() == "bearer"):
             raise Problem("token_required")
 
     @asynccontextmanager

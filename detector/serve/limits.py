@@ -27,6 +27,7 @@ WAIT_SECONDS = 0.003  # for more of them, when there is nothing else to do
 HEADER_SECONDS = 10  # from the first byte of a request, or from connecting, to the end of its headers
 UPLOAD_SECONDS = 30  # to the end of its body
 ANSWER_SECONDS = 30  # from there to the answer
+SEND_SECONDS = 30  # for a client to take what it was sent
 LINGER_SECONDS = 5  # to go on sending what has been refused
 KEEP_ALIVE_SECONDS = 15
 NOTICE_SECONDS = 1  # after SIGTERM, in which new work is refused in words before new connections are

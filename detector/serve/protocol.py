@@ -1,4 +1,4 @@
-"""What Uvicorn leaves open: slow headers, endless refused uploads, too many connections, and notice before a stop."""
+"""What Uvicorn leaves open: clients that are slow to say or to hear, too many of them, and notice before a stop."""
 
 import asyncio
 import json
@@ -15,9 +15,10 @@ from detector.serve.service import Service
 
 
 class Protocol(H11Protocol):
-    """Closes a connection whose headers, or whose refused body, take too long, and turns away one too many."""
+    """Closes a connection whose client is too slow to say or to hear something, and turns away one too many."""
 
     _timer: asyncio.TimerHandle | None = None
+    _patience: asyncio.TimerHandle | None = None
     _waits_for: str | None = None
 
     def __init__(self, *arguments, **options):
@@ -41,7 +42,20 @@ class Protocol(H11Protocol):
 
     def connection_lost(self, exc) -> None:
         self._await(None, 0)
+        self._lose_patience(False)
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._lose_patience(True)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._lose_patience(self.transport.is_closing())
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._lose_patience(True)
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(Problem("bad_request"))
@@ -62,7 +76,20 @@ class Protocol(H11Protocol):
         if self._timer is not None:
             self._timer.cancel()
         self._waits_for = what
-        self._timer = self.loop.call_later(seconds, self.transport.close) if what else None
+        self._timer = self.loop.call_later(seconds, self._close) if what else None
+
+    def _lose_patience(self, soon: bool) -> None:
+        """Give the client `SEND_SECONDS` to take what it was sent, or no longer count them; they run on if they do."""
+        if self._patience is not None and not soon:
+            self._patience.cancel()
+            self._patience = None
+        elif self._patience is None and soon:
+            self._patience = self.loop.call_later(limits.SEND_SECONDS, self.transport.abort)
+
+    def _close(self) -> None:
+        """Once the client has taken what it was sent, but not later than its time for that."""
+        self.transport.close()
+        self._lose_patience(True)
 
     def _refuse(self, problem: Problem) -> None:
         body = json.dumps({"error": problem.body()}).encode()
@@ -74,7 +101,7 @@ class Protocol(H11Protocol):
             *([f"retry-after: {limits.RETRY_SECONDS}"] if problem.status == 503 else []),
         ]
         self.transport.write("\r\n".join([*head, "", ""]).encode() + body)
-        self.transport.close()
+        self._close()
 
 
 class Server(uvicorn.Server):

@@ -15,6 +15,7 @@ from PIL import Image
 
 from detector.calibration import Calibration, read_calibration
 from detector.data.decode import BrokenImage, decode, resize
+from detector.explain import at_size
 from detector.model.export import ModelCard, read_card
 from detector.predict import interpret, network_outputs
 from detector.results import read_json
@@ -41,6 +42,22 @@ class Region:
     box: Box
     crop: np.ndarray
     square: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is kept of a `Region`, however large: `pixels`, uint8 (size, size, 3), are all that the network sees."""
+
+    box: Box
+    square: tuple[int, int, int]
+    shape: tuple[int, int]  # of the crop, height and width
+    pixels: np.ndarray
+
+    @classmethod
+    def of(cls, region: Region, size: int) -> "Seen":
+        pixels = resize(region.crop, size)
+        shares = np.may_share_memory(pixels, region.crop)  # a copy lets go of the image
+        return cls(region.box, region.square, region.crop.shape[:2], pixels.copy() if shares else pixels)
 
 
 @dataclass(frozen=True)
@@ -98,8 +115,8 @@ class Service:
         """Read what belongs to the model file and start the threads.
 
         Args:
-            engine: the network. find_faces: as `Faces`. heatmap: uint8 (h, w, 3) -> float32 (h, w) in 0..1; None is
-                Grad-CAM of the model.
+            engine: the network. find_faces: as `Faces`. heatmap: uint8 (size, size, 3) -> float32 (size, size) in
+                0..1; None is Grad-CAM of the model.
 
         Raises:
             UserError: the model file or its calibration is missing or damaged.
@@ -128,10 +145,10 @@ class Service:
 
     async def judge(self, file: bytes, detect: bool) -> Judged:
         """Find and judge the faces of one image file; Problem if it is none, or too much is waiting."""
-        size, regions = await self._regions(file, detect)
-        futures = self._batcher.submit([resize(region.crop, self.card.image_size) for region in regions])
+        size, seen = await self._seen(file, detect)
+        futures = self._batcher.submit([one.pixels for one in seen])
         outputs = await asyncio.gather(*map(asyncio.wrap_future, futures))
-        faces = self._judgements(regions, outputs)
+        faces = self._judgements(seen, outputs)
         for face in faces:
             self.metrics.faces.labels(face.verdict).inc()
         return Judged(size, faces)
@@ -140,19 +157,23 @@ class Service:
         """The judgement of one face and its heatmap.
 
         Returns:
-            A PNG of the face's box (`heatmap_png`), at most as large as the crop; None where no place speaks for fake.
+            A PNG of the face's box (`heatmap_png`), of a crop of at most `LARGEST` pixels a side; None where no place
+            speaks for fake.
 
         Raises:
             Problem: the file is no image, or has no such face, or too much is waiting.
         """
-        _, regions = await self._regions(file, detect)
-        if face >= len(regions):
-            raise Problem("no_such_face", f"the image has {len(regions)} faces, counted from 0")
-        region = regions[face]
-        (output,) = map(asyncio.wrap_future, self._batcher.submit([resize(region.crop, self.card.image_size)]))
-        drawn = self._submit(self._explaining, self._draw, region)
-        (judgement,) = self._judgements([region], [await output])
-        return judgement, await drawn
+        _, seen = await self._seen(file, detect)
+        if face >= len(seen):
+            raise Problem("no_such_face", f"the image has {len(seen)} faces, counted from 0")
+        one = seen[face]
+        (output,) = map(asyncio.wrap_future, self._batcher.submit([one.pixels]))
+        drawn = self._submit(self._explaining, self._draw, one)
+        try:
+            (judgement,) = self._judgements([one], [await output])
+            return judgement, await drawn
+        finally:
+            drawn.cancel()  # who gave up waiting leaves no work behind
 
     def close(self) -> None:
         """Finish what was taken and end the threads."""
@@ -161,7 +182,7 @@ class Service:
         self._batcher.close()
         self._explaining.shutdown(cancel_futures=True)
 
-    async def _regions(self, file: bytes, detect: bool) -> tuple[tuple[int, int], list[Region]]:
+    async def _seen(self, file: bytes, detect: bool) -> tuple[tuple[int, int], list[Seen]]:
         try:
             found = await self._submit(self._images, self._look, file, detect)
         except Problem as problem:
@@ -178,33 +199,37 @@ class Service:
             raise Problem("draining") from None
         return asyncio.wrap_future(future)
 
-    def _look(self, file: bytes, detect: bool) -> tuple[tuple[int, int], list[Region]]:
+    def _look(self, file: bytes, detect: bool) -> tuple[tuple[int, int], list[Seen]]:
         check(file)
         try:
             image = decode(file)
         except BrokenImage as reason:
             raise Problem("not_an_image" if str(reason).startswith("not an image") else "broken_image") from None
-        # A crop may be a view; a copy lets go of the image.
-        regions = [Region(r.box, r.crop.copy(), r.square) for r in self._find_faces(image, detect)]
-        return (image.shape[1], image.shape[0]), regions
+        seen = [Seen.of(region, self.card.image_size) for region in self._find_faces(image, detect)]
+        return (image.shape[1], image.shape[0]), seen
 
     def _outputs(self, batch: np.ndarray) -> np.ndarray:
         return network_outputs(model=self._engine, batches=[batch], flip=self.calibration.flip)
 
-    def _judgements(self, regions: list[Region], outputs: list) -> list[Judgement]:
-        if not regions:
+    def _judgements(self, seen: list[Seen], outputs: list) -> list[Judgement]:
+        if not seen:
             return []
         found = interpret(np.stack(outputs), self.calibration, self.card)
         return [
-            Judgement(region.box, float(score), label, verdict)
-            for region, score, label, verdict in zip(regions, found.p_fake, found.labels, found.verdicts, strict=True)
+            Judgement(one.box, float(score), label, verdict)
+            for one, score, label, verdict in zip(seen, found.p_fake, found.labels, found.verdicts, strict=True)
         ]
 
-    def _draw(self, region: Region) -> bytes | None:
-        heat = self._heatmap(region.crop)
-        x, y, side = region.square
-        scale = region.crop.shape[1] / side  # a large face comes smaller
-        inside = (edge - start for edge, start in zip(region.box, (x, y, x, y), strict=True))
+    def _draw(self, one: Seen) -> bytes | None:
+        from detector.faces import LARGEST
+
+        height, width = one.shape
+        fit = min(1, LARGEST / max(height, width))
+        height, width = max(1, round(height * fit)), max(1, round(width * fit))
+        heat = at_size(self._heatmap(one.pixels), height, width)
+        x, y, side = one.square
+        scale = width / side  # a large face comes smaller
+        inside = (edge - start for edge, start in zip(one.box, (x, y, x, y), strict=True))
         left, top, right, bottom = (max(0, round(edge * scale)) for edge in inside)
         heat = heat[top:bottom, left:right]
         return heatmap_png(heat) if heat.any() else None

@@ -1,6 +1,5 @@
 """The command: its one line, its errors, and how it ends."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -34,14 +33,15 @@ def test_an_address_that_cannot_be_had_is_the_users_error(host, port):
 
 
 def test_sigterm_ends_it_without_a_failure():
-    with serve.standing_in() as (url, pid):
+    with serve.standing_in() as (url, process):
         post = serve.poster(url)
         assert post(serve.images(64, 1)[0]).status_code == 200
-        os.kill(pid, signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
         answer = requests.get(url + "/readyz", timeout=10)
         while answer.status_code == 200:
             answer = requests.get(url + "/readyz", timeout=10)
         assert answer.json()["error"]["code"] == "draining"
+        assert process.wait(30) == 0
 
 
 def test_help_is_quick():
@@ -52,11 +52,31 @@ def test_help_is_quick():
     assert done.stdout.endswith("False False\n") and "--port" in done.stdout, done.stderr
 
 
+class Engine:
+    folder = Path("model.openvino") / ("0" * 64)
+
+
+def test_a_model_that_was_replaced_during_the_start_is_not_served(monkeypatch, card_only):
+    monkeypatch.setattr("detector.registry.find_model", lambda reference: card_only)
+    monkeypatch.setattr("detector.engine.load_engine", lambda path: Engine())
+    monkeypatch.setattr("detector.engine.Engine", Engine)
+    monkeypatch.setattr("detector.serve.service.Faces", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["serve", "--port", "0"])
+    with pytest.raises(UserError, match="was replaced while the service started; start it again"):
+        command.main()
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".b", "no such host"])
+def test_a_host_that_is_none_is_one_line(host):
+    with pytest.raises(UserError, match=f"--host {host} --port 0: .*; choose another"):
+        command.listen(host, 0)
+
+
 def test_who_listens_to_everybody_is_warned(monkeypatch, capsys, card_only):
     ran = []
     stand_ins = {
         "detector.registry": {"find_model": lambda reference: card_only},
-        "detector.engine": {"load_engine": lambda path: None},
+        "detector.engine": {"load_engine": lambda path: None, "Engine": Engine},
     }
     for name, content in stand_ins.items():
         monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(**content))
