@@ -125,7 +125,13 @@ def promote(reference: str | None, name: str = "test", metric: str = "auc", forc
     """
     from detector import tracking
 
-    candidate = _candidate(reference)
+    with tracking.one_promotion():  # of two at once the later is held against what the first has made champion
+        return _promote(_candidate(reference), name, metric, force)
+
+
+def _promote(candidate: "Version", name: str, metric: str, force: bool) -> tuple[bool, str]:
+    from detector import tracking
+
     versions = tracking.versions()
     champion = _champion(versions)
     if champion == candidate:
@@ -250,6 +256,10 @@ def _judged(
     """Whether the candidate is better, and a sentence that says why."""
     a, b = _on_the_same_images(champion, candidate, versions, name)
     found = compare(a, b, [name], metric)["sets"][name]
+    if not found["n_real"]:
+        raise UserError(
+            f"--set: {name} holds no real image: whether {candidate} accuses more is not known; promote by another set"
+        )
     if found["alike"]:
         return False, f"{candidate} scores all {found['n']:,} images of {name} as {champion}, the champion, does"
 
@@ -271,6 +281,11 @@ def _on_the_same_images(
 
     Not only those that the two versions stand for: the same model may have been evaluated again, with more test sets.
     """
+    if champion.run_id == candidate.run_id:
+        raise UserError(
+            f"{candidate}: shares its run with {champion}, the champion, and the run holds the newer figures alone; "
+            "evaluate it under another parameter, or promote with --force"
+        )
     ours, theirs = list(_scored(champion, versions, name)), list(_scored(candidate, versions, name))
     for version, found in ((champion, ours), (candidate, theirs)):
         if not found:
@@ -299,7 +314,12 @@ def _scored(version: "Version", versions: Sequence["Version"], name: str) -> Ite
     model = version.tags.get("model")
     same = [one for one in versions if model and one.tags.get("model") == model and one.run_id != version.run_id]
     for one in (version, *same):
-        run = load(f"mlflow:{one.run_id}")
+        try:
+            run = load(f"mlflow:{one.run_id}")
+        except UserError:
+            if one is version:
+                raise
+            continue  # its run was deleted
         if "sha256" not in run.predictions:
             raise UserError(f"{one}: its predictions do not name the images' SHA-256; run `dvc repro -f evaluate`")
         if (run.predictions["set"] == name).any():

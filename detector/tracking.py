@@ -278,6 +278,14 @@ def versions() -> list[Version]:
     return sorted((_version(one, aliases) for one in found), key=lambda version: -version.number)
 
 
+@contextmanager
+def one_promotion() -> Iterator[None]:
+    """Within the block no other process of this clone judges or promotes."""
+    connect()
+    with FileLock(project_root() / "mlruns" / ".promotion.lock"):
+        yield
+
+
 def crown(number: int) -> None:
     """Make this version the champion."""
     client, _ = connect()

@@ -30,8 +30,8 @@ are read from standard input, one a line.
 """
 EPILOG = """\
 Columns: path; face, 1 for the largest of the image; its box in pixels; p_fake, the calibrated probability of fake;
-label, the likelier class; verdict, the same or "unsure", or "no face" where none is found; error, of a file that could
-not be read.
+label, the class it is called at the threshold; verdict, the same or "unsure", or "no face" where none is found; error,
+of a file that could not be read.
 
 exit code: 0; 1 if a file could not be read; 2 if nothing could be done at all
 

@@ -13,6 +13,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock, Timeout
 
 from detector import tracking
 from detector.errors import UserError
@@ -362,6 +363,50 @@ def test_one_that_accuses_more_is_refused(register):
     assert "false accusation rate" in verdict
     better, _ = promote(None, metric="false_accusation_rate")
     assert not better
+
+
+def test_without_real_images_nobody_knows_who_accuses_more(register):
+    for name, fakes in (("one", BAD), ("two", GOOD)):
+        alone = fakes[fakes["label"] == 1].assign(set="fakes_alone")
+        register(name, pd.concat([fakes, alone]), model=name)
+        if name == "one":
+            promote(None)
+    with pytest.raises(UserError, match=r"--set: fakes_alone holds no real image: whether .* accuses more"):
+        promote(None, name="fakes_alone", metric="missed_fake_rate")
+    assert champion() == 1
+
+
+def test_versions_of_one_run_are_not_compared_with_themselves(register):
+    first = register("one", BAD)
+    promote(None)
+    register("one", GOOD, model="b", of=first.run_id)
+    with pytest.raises(UserError, match=r"version 2 \(one\): shares its run with version 1 \(one\), the champion"):
+        promote(None)
+    assert promote(None, force=True)[0] and champion() == 2
+
+
+def test_the_deleted_run_of_another_evaluation_is_passed_over(register):
+    register("one", BAD)
+    promote(None)
+    good = register("two", GOOD, model="b")
+    again = register("two", GOOD, model="b", of=good.run_id, settings="more")
+    tracking.connect()[0].delete_run(good.run_id)
+    better, verdict = promote(None)
+    assert better and champion() == again.number, verdict
+
+
+def test_only_one_promotes_at_a_time(register, project, monkeypatch):
+    register("one", BAD)
+    promote(None)
+    register("two", GOOD, model="b")
+
+    def judged(*_):
+        with pytest.raises(Timeout):
+            FileLock(project / "mlruns" / ".promotion.lock").acquire(timeout=0)
+        return True, "for the test"
+
+    monkeypatch.setattr("detector.registry._judged", judged)
+    assert promote(None) == (True, "Promoted: for the test.") and champion() == 2
 
 
 def test_the_metric_decides(register):
