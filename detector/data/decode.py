@@ -1,6 +1,8 @@
 """The one decoder: training, evaluation, command line and API see the same pixels for the same bytes."""
 
+import contextlib
 import io
+import threading
 import warnings
 
 import cv2
@@ -8,6 +10,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 MAX_PIXELS = 100_000_000  # a 10,000 x 10,000 photograph; beyond it a small file may be built to fill the memory
+LARGE = 25_000_000  # pixels; of larger images few are decoded at a time, each takes up to 10 bytes a pixel meanwhile
 MAX_SCANS = 100  # of a JPEG: a progressive one has about ten, each goes over all pixels again
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
@@ -24,6 +27,9 @@ UPRIGHT = {  # what undoes each EXIF orientation but 1, the upright one
 # Pillow warns of odd metadata, which is harmless, and of big images, which are refused below. Once for all: to
 # change the filters around every image is not safe in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+_few = threading.BoundedSemaphore(2)
 
 
 class BrokenImage(Exception):
@@ -57,12 +63,8 @@ def decode(data: bytes) -> np.ndarray:
             # MPO is what Pillow calls a JPEG with others behind it. In a scan FF is followed by 00, so a marker is one.
             if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
                 raise BrokenImage(f"a JPEG of more than {MAX_SCANS} scans")
-            image.load()
-            if (turn := UPRIGHT.get(_orientation(image))) is not None:  # the first of them is 0
-                image = image.transpose(turn)
-            if image.mode.startswith("I;16") or image.mode == "I":
-                return np.repeat((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-            return np.array(image.convert("RGB"))
+            with _few if image.width * image.height > LARGE else contextlib.nullcontext():
+                return _pixels(image)
     except BrokenImage:
         raise
     except Image.UnidentifiedImageError:
@@ -73,6 +75,15 @@ def decode(data: bytes) -> np.ndarray:
         if "truncated" in str(error).lower():  # with the number of bytes, a reason of its own for every image
             raise BrokenImage("cut short") from None
         raise BrokenImage(f"{type(error).__name__}: {error}".splitlines()[0][:200]) from None
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    image.load()
+    if (turn := UPRIGHT.get(_orientation(image))) is not None:  # the first of them is 0
+        image = image.transpose(turn)
+    if image.mode.startswith("I;16") or image.mode == "I":
+        return np.repeat((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    return np.array(image.convert("RGB"))
 
 
 def _tile(image: Image.Image) -> int:

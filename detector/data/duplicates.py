@@ -22,6 +22,9 @@ from scipy.fft import dctn
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
+from tqdm import tqdm
+
+from detector.data.pipeline import map_ahead
 
 FINGERPRINT = np.dtype([("sha256", "u1", 32), ("thumbnail", "u1", (32, 32))])
 PAIR = np.dtype([("a", "i4"), ("b", "i4"), ("difference", "f4"), ("mirrored", "?")])
@@ -124,10 +127,10 @@ def find_duplicates(fingerprints: np.ndarray) -> Duplicates:
     flat = contrast < FLAT
     index = np.flatnonzero(~flat & (first == np.arange(len(first))))
     candidates, complete = _candidates(points[index])
-    near = []
-    for block in np.array_split(index[candidates], len(candidates) // 5000 + 1):
-        near += _compare(thumbnails, small, block)
-    return Duplicates(first, np.array(sorted(near), PAIR), int(flat.sum()), complete)
+    blocks = np.array_split(index[candidates], len(candidates) // 5000 + 1)
+    found = map_ahead(lambda block: _compare(thumbnails, small, block), blocks)
+    near = np.concatenate([*tqdm(found, "compare", len(blocks), disable=None, leave=False)])
+    return Duplicates(first, near[np.lexsort((near["b"], near["a"]))], int(flat.sum()), complete)
 
 
 def clusters(duplicates: Duplicates) -> np.ndarray:
@@ -347,8 +350,8 @@ def _candidates(points: np.ndarray) -> tuple[np.ndarray, bool]:
     return np.stack(np.divmod(np.unique(np.minimum(a, b) * n + np.maximum(a, b)), n), axis=1), False
 
 
-def _compare(thumbnails: np.ndarray, small: np.ndarray, pairs: np.ndarray) -> list[tuple[int, int, float, bool]]:
-    """Return the rows of `PAIR` for those of the (m, 2) candidate pairs that are one picture."""
+def _compare(thumbnails: np.ndarray, small: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Return, of dtype `PAIR`, those of the (m, 2) candidate pairs that are one picture."""
     left, right = small[pairs[:, 0]], small[pairs[:, 1]]
     upright = np.einsum("nij,nij->n", left, right)
     mirrored = np.einsum("nij,nij->n", left, right[:, :, ::-1])
@@ -357,8 +360,9 @@ def _compare(thumbnails: np.ndarray, small: np.ndarray, pairs: np.ndarray) -> li
     a, b = thumbnails[pairs[:, 0]], thumbnails[pairs[:, 1]]
     b[flip] = b[flip][:, :, ::-1]
     values = difference(a, b)
-    rows = zip(*pairs.T.tolist(), values.tolist(), flip.tolist(), strict=True)
-    return [row for row in rows if row[2] <= NEAR]
+    found = np.empty(len(pairs), PAIR)
+    found["a"], found["b"], found["difference"], found["mirrored"] = pairs[:, 0], pairs[:, 1], values, flip
+    return found[values <= NEAR]
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
