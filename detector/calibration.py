@@ -122,7 +122,7 @@ def read_calibration(model: Path) -> Calibration:
         if not (calibration.temperature > 0 and 0 <= low <= calibration.threshold <= high <= NEVER):
             raise ValueError
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: damaged; run `dvc repro -f evaluate`") from None
+        raise UserError(f"{path}: damaged; run `dvc repro -s -f evaluate`") from None
     if belongs_to != _digest(model):
         raise UserError(f"{path}: chosen for another model than {model}; run `dvc repro` to calibrate this one")
     return calibration

@@ -89,7 +89,9 @@ class Detector:
             self.model: keras.Model = keras.saving.load_model(path, compile=False)
         except Exception as error:  # Keras and h5py raise almost anything on a damaged archive
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:120]
-            raise UserError(f"{path}: cannot be loaded ({reason}); get it again or run `dvc repro -f train`") from None
+            raise UserError(
+                f"{path}: cannot be loaded ({reason}); get it again or run `dvc repro -s -f train`"
+            ) from None
 
     def predict(self, images: Iterable[np.ndarray], batch_size: int = 32) -> Prediction:
         """Judge images of any shape, uint8 (h, w, 3) RGB; memory is bounded by one batch of them."""

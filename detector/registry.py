@@ -321,7 +321,7 @@ def _scored(version: "Version", versions: Sequence["Version"], name: str) -> Ite
                 raise
             continue  # its run was deleted
         if "sha256" not in run.predictions:
-            raise UserError(f"{one}: its predictions do not name the images' SHA-256; run `dvc repro -f evaluate`")
+            raise UserError(f"{one}: its predictions do not name the images' SHA-256; run `dvc repro -s -f evaluate`")
         if (run.predictions["set"] == name).any():
             yield run
 

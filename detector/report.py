@@ -480,7 +480,9 @@ def _extra(evaluation: Mapping[str, Mapping]) -> dict[str, Mapping]:
 
 def _how_new(metrics: Mapping, run: Mapping) -> str:
     seen = _trained_on(metrics, run)
-    return f"{_count(seen, 'image')} of it trained or chosen on" if seen else "never trained on"
+    if seen:
+        return f"{_count(seen, 'image')} of it trained or chosen on"
+    return "never trained on" if metrics.get("search_complete", True) else "not knowingly trained on"
 
 
 def _trained_on(metrics: Mapping, run: Mapping) -> int:

@@ -61,4 +61,4 @@ def read_heatmaps(path: Path) -> pd.DataFrame:
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run `dvc repro` first") from None
     except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        raise UserError(f"{path}: damaged; run `dvc repro -f evaluate`") from None
+        raise UserError(f"{path}: damaged; run `dvc repro -s -f evaluate`") from None

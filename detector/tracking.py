@@ -200,7 +200,9 @@ def log_artifacts(run_id: str, paths: Mapping[Path, str]) -> None:
     """
     client, _ = connect()
     if not _exists(client, run_id):
-        raise UserError(f"MLflow run {run_id}: not in {tracking_uri()}; run `dvc repro -f evaluate`, then `dvc repro`")
+        raise UserError(
+            f"MLflow run {run_id}: not in {tracking_uri()}; run `dvc repro -s -f evaluate`, then `dvc repro`"
+        )
     for path, place in paths.items():
         (client.log_artifacts if path.is_dir() else client.log_artifact)(run_id, str(path), place or None)
 
@@ -473,7 +475,7 @@ def _is_lost(location: str) -> bool:
 def _local_files(location: str, reference: str) -> Path:
     """The folder of the files that were logged to `location` with a model."""
     if _is_lost(location):
-        raise UserError(f"{reference}: its files are no longer in {location}; `dvc repro -f evaluate` logs it anew")
+        raise UserError(f"{reference}: its files are no longer in {location}; `dvc repro -s -f evaluate` logs it anew")
     if is_local_uri(location):
         return Path(local_file_uri_to_path(location)) / "artifacts"
     cache = project_root() / "mlruns" / "downloads"

@@ -36,7 +36,9 @@ def main() -> None:
     ladder = read_table(STRESS, texts=["name", "family", "arm"])
     attributes = read_table(BY_ATTRIBUTE, texts=["set", "attribute", "value"])
     if any(metrics["threshold"] != calibration.threshold for metrics in evaluation.values()):
-        raise UserError(f"{EVALUATION}: made with another calibration than {CALIBRATION}; run `dvc repro -f evaluate`")
+        raise UserError(
+            f"{EVALUATION}: made with another calibration than {CALIBRATION}; run `dvc repro -s -f evaluate`"
+        )
     in_prepared = test_sets(read_manifest(PREPARED))
     places = {name: PREPARED if name in in_prepared else EXTRA / name for name in evaluation}
 

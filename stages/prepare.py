@@ -45,7 +45,7 @@ def warnings(summary: dict) -> list[str]:
     """What the audit found that the data still holds."""
     duplicates, ungrouped = summary["duplicates"], summary["ungrouped"]
     found = list(summary["shortcuts"]["warnings"])
-    if 0 < ungrouped < summary["images"]:
+    if 0 < ungrouped < summary["images"] + summary["set_aside"]["images"]:
         found.append(f"The manifest puts {ungrouped:,} images in no group: each counts as a source of its own.")
     if duplicates["policy"] == "report":
         for splits, pairs in duplicates["leaks"].items():

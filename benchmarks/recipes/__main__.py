@@ -88,19 +88,26 @@ def _hydra(value: object) -> str:
 
 def write_table(prefix: str) -> None:
     """results.json, table.md and the picture, from the newest run of each row and seed."""
-    rows = list(yaml.safe_load((HERE / "recipes.yaml").read_text())["rows"])
+    recipes = yaml.safe_load((HERE / "recipes.yaml").read_text())
+    rows = list(recipes["rows"])
     runs: dict[str, dict[int, object]] = defaultdict(dict)
     setting, other = None, set()
     for run in tracking.all_runs():  # the newest first
         row, _, seed = run.info.run_name.removeprefix(prefix).rpartition("-")
         if run.info.run_name.startswith(prefix) and row in rows and seed.isdigit() and "test.auc" in run.data.metrics:
+            if not follows(run, {**recipes["base"], **recipes["rows"][row]}):
+                other.add(run.info.run_name)
+                continue
             setting = setting or compared_under(run)
             if compared_under(run) == setting:
                 runs[row].setdefault(int(seed), run)
             else:
                 other.add(run.info.run_name)
     if other:
-        print(f"left out, for other data, image size or epochs than the newest run's: {', '.join(sorted(other))}")
+        print(
+            "left out, as not what recipes.yaml says, or of other data, image size, initial weights or epochs than the "
+            f"newest run: {', '.join(sorted(other))}"
+        )
     if not runs:
         raise UserError("no run of the ablation is in MLflow; run `python -m benchmarks.recipes queue --run ...` first")
     found = {row: {seed: outcome(run) for seed, run in sorted(runs[row].items())} for row in rows if runs[row]}
@@ -129,9 +136,20 @@ def write_table(prefix: str) -> None:
     print(f"{HERE / 'results.json'}, {HERE / 'table.md'}, {picture}")
 
 
+def follows(run, settings: dict[str, object]) -> bool:
+    """Whether the run was made with these parameters."""
+
+    def read(key: str) -> object:
+        text = run.data.params.get(key)
+        return None if text in (None, "None") else yaml.safe_load(text)
+
+    return all(read(key) == value for key, value in settings.items())
+
+
 def compared_under(run) -> dict[str, str]:
     """What the rows of one table have in common."""
-    of_all = ("data.", "model.image_size", "train.epochs", "train.source_weights", "evaluate.extra_sets")
+    of_all = ("data.", "model.image_size", "model.weights", "train.epochs", "train.source_weights")
+    of_all += ("evaluate.extra_sets",)
     return {key: value for key, value in run.data.params.items() if key.startswith(of_all)}
 
 

@@ -58,12 +58,12 @@ def decode(data: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise BrokenImage(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
-            if image.format == "TIFF" and _tile(image) > MAX_PIXELS:
+            if (pixels := decoded_pixels(image)) > MAX_PIXELS:
                 raise BrokenImage(f"a TIFF with tiles of more than {MAX_PIXELS:,} pixels")
             # MPO is what Pillow calls a JPEG with others behind it. In a scan FF is followed by 00, so a marker is one.
             if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
                 raise BrokenImage(f"a JPEG of more than {MAX_SCANS} scans")
-            with _few if image.width * image.height > LARGE else contextlib.nullcontext():
+            with _few if pixels > LARGE else contextlib.nullcontext():
                 return _pixels(image)
     except BrokenImage:
         raise
@@ -86,9 +86,12 @@ def _pixels(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def _tile(image: Image.Image) -> int:
-    """Pixels of a TIFF's tile, which is decoded whole however small the image in it is."""
-    return int(image.tag_v2.get(322, 1)) * int(image.tag_v2.get(323, 1))
+def decoded_pixels(image: Image.Image) -> int:
+    """How many pixels the opened `image` takes to decode: a TIFF's tile is decoded whole, however small the image."""
+    tile = 0
+    if image.format == "TIFF":
+        tile = int(image.tag_v2.get(322, 0)) * int(image.tag_v2.get(323, 0))
+    return max(image.width * image.height, tile)
 
 
 def _orientation(image: Image.Image) -> int | None:

@@ -25,7 +25,8 @@ def write_extra_sets(params: Params, prepared: Path, folder: Path) -> dict[str, 
         prepared: the data that the model was made and tested with; what stands there, too, is no test of transfer.
 
     Returns:
-        By the set's name: how many images were set aside, seen in training, seen in a test split; the set's digest.
+        By the set's name: how many images were set aside, seen in training, seen in a test split;
+        whether the search for these was complete; the set's digest.
 
     Raises:
         UserError: one of them is not there, holds no image to score, or two would bear one name.
@@ -54,7 +55,7 @@ def write_extra_sets(params: Params, prepared: Path, folder: Path) -> dict[str, 
     return {
         name: {
             "set_aside": found["set_aside"]["images"],
-            **{fact: found[fact] for fact in ("seen_in_training", "seen_in_test", "digest")},
+            **{fact: found[fact] for fact in ("seen_in_training", "seen_in_test", "search_complete", "digest")},
         }
         for name, found in summaries.items()
     }

@@ -111,7 +111,7 @@ def draw_sample(
 
 
 def _begin_worker(parent: int) -> None:
-    """One thread a process; it ends with its parent, also with one that was killed and could not tell it to."""
+    """One thread a process; on POSIX it ends with its parent, also with one that was killed and could not tell."""
     cv2.setNumThreads(1)
 
     def watch() -> None:

@@ -5,6 +5,7 @@ import gzip
 import io
 import lzma
 import os
+import re
 import stat
 import struct
 import tarfile
@@ -91,7 +92,9 @@ def open_source(params: DataParams, seed: int) -> Source:
             return open_folder(existing_path("data.path", params.path), params, seed)
         places = [existing_path("data.path", path) for path in params.path]
         names = [clean_path(Path(_without_suffix(place)).name).replace("/", "_") for place in places]
-        if twice := [name for name, count in Counter(names).items() if count > 1]:
+        # As MLflow has them, which takes few signs in a name.
+        told = Counter(re.sub(r"[^\w\-./ :]", "_", name) for name in names)
+        if twice := [name for name, count in told.items() if count > 1]:
             raise UserError(
                 f"data.path: two of its places are called {twice[0]}; rename one, images are told apart by it"
             )
@@ -215,7 +218,7 @@ class Folder:
                 continue
             above |= {(status.st_dev, status.st_ino)}
             with os.scandir(place) as items:
-                for item in items:
+                for item in sorted(items, key=lambda item: item.name):
                     kind = _kind(item)
                     if kind == "folder":
                         ahead.append((f"{folder}{item.name}/", above))
@@ -293,14 +296,14 @@ class Several:
 class _StrictTarInfo(tarfile.TarInfo):
     """tarfile takes a damaged or missing header for the end of the archive; here it is an error.
 
-    So are a size below 0, by which it would come back to a member for ever, and further headers that fill the memory.
+    So are further headers that fill the memory.
     """
 
     @classmethod
     def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
         try:
             found = super().frombuf(buf, encoding, errors)
-            if found.size < 0 or (found.size > MAX_HEADER and found.type in HEADERS):
+            if found.size > MAX_HEADER and found.type in HEADERS:
                 raise tarfile.ReadError(f"a member of {found.size:,} bytes")
             return found
         except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError, tarfile.EmptyHeaderError) as error:
@@ -318,8 +321,12 @@ class Tar:
             self._open() as stream,
             tarfile.open(fileobj=stream, mode="r:", tarinfo=_StrictTarInfo, encoding="utf-8") as archive,
         ):
+            before = -1
             while (member := archive.next()) is not None:
                 archive.members.clear()  # tarfile keeps them all, over 1 KB each
+                if member.size < 0 or member.offset <= before:  # it would come back to a member for ever
+                    raise tarfile.ReadError(f"{member.name} of {member.size:,} bytes")
+                before = member.offset
                 if member.isdir():
                     continue
                 if not member.isreg() or member.issparse():

@@ -71,7 +71,10 @@ def split_name(folder: str) -> str | None:
     """The split a folder stands for: "Valid" -> "validation", "Test-Fog" -> "test_fog", "Real" -> None."""
     word = folder.strip().lower()
     if extra := re.fullmatch(r"test[_-](.*\w.*)", word):
-        return "test_" + re.sub(r"\W+", "_", extra[1]).strip("_")[:LONGEST]
+        name = re.sub(r"\W+", "_", extra[1]).strip("_")
+        if len(name) > LONGEST:  # cut, and still not another's name
+            name = f"{name[: LONGEST - 9]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        return f"test_{name}"
     return SPLIT_NAMES.get(word)
 
 

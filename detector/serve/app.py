@@ -195,7 +195,7 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
 
     def allowed(request: Request, _=documented) -> None:
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        right = hmac.compare_digest(given.strip().encode("latin-1", "replace"), (token or "").encode())
+        right = hmac.compare_digest(given.strip(" \t").encode("latin-1", "replace"), (token or "").encode())
         if token and not (right and scheme.lower() == "bearer"):
             raise Problem("token_required")
 

@@ -39,6 +39,8 @@ class Protocol(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._watch()
+        if self.transport.is_closing():  # by Uvicorn, as the request asked for
+            self._lose_patience(True)
 
     def connection_lost(self, exc) -> None:
         self._await(None, 0)

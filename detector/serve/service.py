@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from detector.calibration import Calibration, read_calibration
-from detector.data.decode import BrokenImage, decode, resize
+from detector.data.decode import BrokenImage, decode, decoded_pixels, resize
 from detector.explain import at_size
 from detector.model.export import ModelCard, read_card
 from detector.predict import interpret, network_outputs
@@ -263,7 +263,7 @@ def check(file: bytes) -> None:
         raise Problem("empty_file")
     try:
         with Image.open(io.BytesIO(file), formats=limits.FORMATS) as image:
-            pixels = image.width * image.height
+            pixels = decoded_pixels(image)
     except Image.DecompressionBombError:
         raise Problem("too_many_pixels") from None
     except Exception:  # Pillow's plug-ins raise almost anything on hostile bytes

@@ -97,20 +97,23 @@ class Store:
         self.sources = True
 
     def all_runs(self):
-        params = {"data.path": "['/x/one', '/x/two']", "evaluate.extra_sets.other": "", "model.image_size": "128"}
-        params |= {"train.epochs": "3", "model.weights": "/x/w.weights.h5"}
-        params |= {"train.source_weights.one": "0.25", "train.source_weights.two": "0.75", "data.manifest": "None"}
-        return [
-            SimpleNamespace(
+        common = {"data.path": "['/x/one', '/x/two']", "evaluate.extra_sets.other": "", "model.image_size": "128"}
+        common |= {"train.epochs": "3", "model.weights": "/x/w.weights.h5"}
+        common |= {"train.source_weights.one": "0.25", "train.source_weights.two": "0.75", "data.manifest": "None"}
+
+        def run(name: str) -> SimpleNamespace:
+            row = ROWS["rows"].get(name.rpartition("-")[0], {})
+            made = {key: str(value) for key, value in {**ROWS["base"], **row}.items()}
+            return SimpleNamespace(
                 info=SimpleNamespace(run_name=name, run_id=name),
                 data=SimpleNamespace(
-                    params=params | self.others.get(name, {}),
+                    params=made | common | self.others.get(name, {}),
                     metrics={"test.auc": 0.5},
                     tags={"mlflow.source.git.commit": "c0ffee"},
                 ),
             )
-            for name in self.losses
-        ]
+
+        return [run(name) for name in self.losses]
 
     def read_artifact(self, run_id: str, name: str) -> bytes:
         figures = dict.fromkeys(recipes.FIGURES, self.losses[run_id])
@@ -165,9 +168,10 @@ def test_the_command_names_row_seeds_data_and_what_is_not_shipped(table):
 
 def test_runs_of_other_data_or_length_stay_out_of_the_table(table, capsys):
     others = {"published-2": {"data.path": "['faces.zip']"}, "combined-1": {"train.epochs": "9"}}
-    found = table(others, cosine_1=0.5, published_2=0.1, combined_1=0.1, published_1=0.6)
+    others |= {"average-1": {"train.learning_rate": "0.5"}}
+    found = table(others, average_1=0.1, cosine_1=0.5, published_2=0.1, combined_1=0.1, published_1=0.6)
     assert list(found["ablation"]) == ["published", "cosine"] and found["ablation"]["published"]["seeds"] == [1]
-    assert "epochs than the newest run's: combined-1, published-2" in capsys.readouterr().out
+    assert "epochs than the newest run: average-1, combined-1, published-2" in capsys.readouterr().out
 
 
 def test_one_source_without_a_further_set_is_shown_as_the_test_set(table):

@@ -95,5 +95,5 @@ def test_heatmaps_that_are_none(tmp_path):
     whole = (tmp_path / "whole.npz").read_bytes()
     for damaged in (b"", b"no archive", whole[: len(whole) // 2], whole[:60] + b"????????" + whole[68:]):
         (tmp_path / "damaged.npz").write_bytes(damaged)
-        with pytest.raises(UserError, match="damaged; run `dvc repro -f evaluate`"):
+        with pytest.raises(UserError, match="damaged; run `dvc repro -s -f evaluate`"):
             read_heatmaps(tmp_path / "damaged.npz")

@@ -119,7 +119,7 @@ def test_names_that_mlflow_refuses_are_mended(store):
 
 def test_artifacts_of_a_run_that_the_store_does_not_know(store, tmp_path):
     trained()
-    with pytest.raises(UserError, match=r"MLflow run 0000.*: not in sqlite.*; run `dvc repro -f evaluate`"):
+    with pytest.raises(UserError, match=r"MLflow run 0000.*: not in sqlite.*; run `dvc repro -s -f evaluate`"):
         tracking.log_artifacts("0" * 32, {tmp_path: "plots"})
 
 

@@ -421,7 +421,14 @@ def test_a_tar_that_leads_back_to_a_member_is_refused(tmp_path, place):
     endless[148:156] = b"%06o\0 " % sum(endless)
     headers[place] = bytes(endless)
     path.write_bytes(b"".join(headers) + bytes(1024))
-    assert "a member of -512 bytes" in refusal(path)
+    assert f"Train/Real/{place}.jpg of -512 bytes" in refusal(path)
+
+
+def test_a_tar_that_leads_back_by_a_further_header_is_refused(tmp_path):
+    path = tmp_path / "data.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(member("Train/Real/0.jpg", pax_headers={"size": "-1536"}))
+    assert "Train/Real/0.jpg of -1,536 bytes" in refusal(path)
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])

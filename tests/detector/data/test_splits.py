@@ -102,6 +102,11 @@ def test_official_layout_at_any_depth_under_any_name(prefix):
     assert [entry.path for entry in found.entries] == sorted(under(prefix))
 
 
+def test_a_long_name_of_a_test_set_is_cut_and_still_its_own():
+    long = [split_name(f"Test_{'x' * 70}{end}") for end in "ab"]
+    assert len(set(long)) == 2 and max(map(len, long)) == len("test_") + 60
+
+
 def test_letter_case_and_other_split_names_are_one():
     paths = [
         "TRAINING/REAL/a.jpg",

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from PIL import Image
 
 from detector.serve import limits
 from detector.serve.problems import CODES, OF_AN_IMAGE
+from detector.serve.protocol import Protocol
 from detector.serve.service import Region, Seen
 
 SIZE = 32  # of the stand-in's input
@@ -225,18 +227,39 @@ def test_who_does_not_read_what_it_asked_for_is_cut_off(live, monkeypatch):
     assert live.get("/healthz").status_code == 200
 
 
+def narrow(live) -> socket.socket:
+    """A connection whose buffers on either side are small, so that what is not read waits in the service."""
+    live.server.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.settimeout(10)
+    connection.connect(live.address)
+    return connection
+
+
 def test_who_reads_slowly_but_reads_gets_all_of_it(live, monkeypatch):
-    monkeypatch.setattr(limits, "SEND_SECONDS", 2)
-    page = len(live.get("/").content)
-    with socket.create_connection(live.address, timeout=10) as connection:
+    monkeypatch.setattr(limits, "SEND_SECONDS", 1.5)
+    paused = []
+    monkeypatch.setattr(Protocol, "pause_writing", lambda self, of=Protocol.pause_writing: paused.append(of(self)))
+    page, start = len(live.get("/").content), time.monotonic()
+    with narrow(live) as connection:
         connection.sendall(
-            b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 39 + b"GET / HTTP/1.1\r\nConnection: close\r\nHost: x\r\n\r\n"
+            b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 59 + b"GET / HTTP/1.1\r\nConnection: close\r\nHost: x\r\n\r\n"
         )
         received = 0
-        while more := connection.recv(1 << 17):
+        while more := connection.recv(1 << 14):
             received += len(more)
-            time.sleep(0.05)
-    assert received > 40 * page
+            time.sleep(0.02)
+    assert received > 60 * page
+    assert paused and time.monotonic() - start > limits.SEND_SECONDS
+
+
+def test_who_asks_for_an_end_and_does_not_read_up_to_it_is_cut_off(live, monkeypatch):
+    monkeypatch.setattr(limits, "SEND_SECONDS", 0.3)
+    with narrow(live) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nConnection: close\r\nHost: x\r\n\r\n")
+        until(lambda: live.server.server_state.connections)
+        until(lambda: not live.server.server_state.connections)
 
 
 def test_one_connection_too_many_is_turned_away(live, monkeypatch):
@@ -330,7 +353,7 @@ def test_stopping_finishes_what_was_taken_and_takes_no_more(live, picture):
 
 
 def test_heatmaps_nobody_waits_for_are_not_drawn(serve, picture, monkeypatch):
-    monkeypatch.setattr(limits, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(limits, "ANSWER_SECONDS", 2)
     go, drawn = threading.Event(), []
 
     def slow(pixels: np.ndarray) -> np.ndarray:
@@ -339,7 +362,10 @@ def test_heatmaps_nobody_waits_for_are_not_drawn(serve, picture, monkeypatch):
         return np.ones(pixels.shape[:2], np.float32)
 
     with serve(heatmap=slow) as live, ThreadPoolExecutor(6) as pool:
-        asked = [pool.submit(live.post, "/v1/explain?detect=false", picture(200, 1500, 1500)) for _ in range(6)]
+        ask = partial(pool.submit, live.post, "/v1/explain?detect=false", picture(200, 1500, 1500))
+        asked = [ask()]
+        until(lambda: drawn)
+        asked += [ask() for _ in range(5)]
         for one in asked:
             problem(one.result(), "time_limit")
         go.set()
