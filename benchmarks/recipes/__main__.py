@@ -39,13 +39,14 @@ def main() -> None:
     queue.add_argument("--extra", nargs="*", default=[], help="further test sets, never trained on")
     queue.add_argument("--seeds", nargs="+", type=int, default=[1])
     queue.add_argument("--rows", nargs="+", help="some of the rows alone")
-    queue.add_argument(
-        "-S", dest="common", action="append", default=[], help="a parameter of all rows, as in dvc exp run"
-    )
     queue.add_argument("--run", action="store_true", help="run each now instead of queueing it")
     table = actions.add_parser("table", help="collect what the runs gave")
     table.add_argument("--prefix", default="", help="of the runs' names, as given to queue by --prefix")
     queue.add_argument("--prefix", default="", help="before the names of the experiments")
+    for action in (queue, table):
+        action.add_argument(
+            "-S", dest="common", action="append", default=[], help="a parameter of all rows, as in dvc exp run"
+        )
     options = parser.parse_args()
     if options.action == "queue":
         failed = 0
@@ -55,7 +56,7 @@ def main() -> None:
         if failed:
             raise UserError(f"{failed} of the experiments failed; what they say stands above")
     else:
-        write_table(options.prefix)
+        write_table(options.prefix, options.common)
 
 
 def commands(options: argparse.Namespace) -> list[list[str]]:
@@ -86,16 +87,22 @@ def _hydra(value: object) -> str:
     return json.dumps(value)
 
 
-def write_table(prefix: str) -> None:
-    """results.json, table.md and the picture, from the newest run of each row and seed."""
+def write_table(prefix: str, common: list[str]) -> None:
+    """results.json, table.md and the picture, from the newest run of each row and seed.
+
+    Args:
+        common: key=value of what was queued with -S in place of what recipes.yaml says; the rest need not be repeated.
+    """
     recipes = yaml.safe_load((HERE / "recipes.yaml").read_text())
     rows = list(recipes["rows"])
+    instead = {key: yaml.safe_load(value) for key, _, value in (setting.partition("=") for setting in common)}
     runs: dict[str, dict[int, object]] = defaultdict(dict)
     setting, other = None, set()
     for run in tracking.all_runs():  # the newest first
         row, _, seed = run.info.run_name.removeprefix(prefix).rpartition("-")
         if run.info.run_name.startswith(prefix) and row in rows and seed.isdigit() and "test.auc" in run.data.metrics:
-            if not follows(run, {**recipes["base"], **recipes["rows"][row]}):
+            settings = {**recipes["base"], **recipes["rows"][row]}
+            if not follows(run, {**settings, **{key: instead[key] for key in settings.keys() & instead.keys()}}):
                 other.add(run.info.run_name)
                 continue
             setting = setting or compared_under(run)
@@ -105,8 +112,8 @@ def write_table(prefix: str) -> None:
                 other.add(run.info.run_name)
     if other:
         print(
-            "left out, as not what recipes.yaml says, or of other data, image size, initial weights or epochs than the "
-            f"newest run: {', '.join(sorted(other))}"
+            "left out, as not what recipes.yaml and -S say, or of other data, image size, initial weights or epochs "
+            f"than the newest run: {', '.join(sorted(other))}"
         )
     if not runs:
         raise UserError("no run of the ablation is in MLflow; run `python -m benchmarks.recipes queue --run ...` first")
@@ -138,12 +145,12 @@ def write_table(prefix: str) -> None:
 
 def follows(run, settings: dict[str, object]) -> bool:
     """Whether the run was made with these parameters."""
+    return all(_parameter(run, key) == value for key, value in settings.items())
 
-    def read(key: str) -> object:
-        text = run.data.params.get(key)
-        return None if text in (None, "None") else yaml.safe_load(text)
 
-    return all(read(key) == value for key, value in settings.items())
+def _parameter(run, key: str) -> object:
+    text = run.data.params.get(key)
+    return None if text in (None, "None") else yaml.safe_load(text)
 
 
 def compared_under(run) -> dict[str, str]:
@@ -166,7 +173,9 @@ def command_of(run, row: str, seeds: list[int]) -> str:
     recipes = yaml.safe_load((HERE / "recipes.yaml").read_text())
     own = {*recipes["base"], *recipes["rows"][row], "data.path", "evaluate.extra_sets", "seed", "model.weights"}
     shipped = {key: str(value) for key, value in flatten(load_params(project_root() / "params.yaml")).items()}
-    common = []
+    settings = {**recipes["base"], **recipes["rows"][row]}
+    other = (key for key, value in settings.items() if _parameter(run, key) != value)
+    common = [f"-S {shlex.quote(f'{key}={params[key]}')}" for key in other]
     for key in shipped.keys() - own:
         inner = {name.removeprefix(f"{key}."): value for name, value in params.items() if name.startswith(f"{key}.")}
         value = "{" + ",".join(f"{name}:{part}" for name, part in inner.items()) + "}" if inner else params.get(key)

@@ -135,11 +135,11 @@ def table(tmp_path, monkeypatch):
     monkeypatch.setattr(recipes, "HERE", tmp_path)
     monkeypatch.setattr(recipes, "project_root", lambda: tmp_path)
 
-    def write(others=(), sources=True, **losses: float) -> dict:
+    def write(others=(), sources=True, common=(), **losses: float) -> dict:
         store = Store(**losses)
         store.others, store.sources = dict(others), sources
         monkeypatch.setattr(recipes, "tracking", store)
-        recipes.write_table("")
+        recipes.write_table("", list(common))
         return json.loads((tmp_path / "results.json").read_text())
 
     return write
@@ -172,6 +172,15 @@ def test_runs_of_other_data_or_length_stay_out_of_the_table(table, capsys):
     found = table(others, average_1=0.1, cosine_1=0.5, published_2=0.1, combined_1=0.1, published_1=0.6)
     assert list(found["ablation"]) == ["published", "cosine"] and found["ablation"]["published"]["seeds"] == [1]
     assert "epochs than the newest run: average-1, combined-1, published-2" in capsys.readouterr().out
+
+
+def test_what_was_queued_for_all_rows_is_said_again_for_the_table(table):
+    others = {name: {"train.batch_size": "128"} for name in ("cosine-1", "published-1")}
+    with pytest.raises(UserError, match="no run of the ablation"):
+        table(others, cosine_1=0.5, published_1=0.6)
+    common = ["train.batch_size=128", "train.epochs=3"]
+    found = table(others, common=common, cosine_1=0.5, published_1=0.6)
+    assert list(found["ablation"]) == ["published", "cosine"] and "-S train.batch_size=128" in found["command"]
 
 
 def test_one_source_without_a_further_set_is_shown_as_the_test_set(table):
