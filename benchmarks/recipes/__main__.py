@@ -244,7 +244,7 @@ def drawn(table: dict[str, dict], row: str) -> Figure:
     """AUC of every row, a panel a test set, the first as a line; `row` in another colour."""
     names, rows = list(next(iter(table.values()))["test_sets"]), list(table)
     figure = Figure(figsize=(3 * len(names) + 1.5, 0.32 * len(rows) + 1.4), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, len(names), sharey=True))
+    panels = np.atleast_1d(figure.subplots(1, len(names), sharex=True, sharey=True))
     for panel, name in zip(panels, names, strict=True):
         values = [table[row]["test_sets"][name]["auc"] for row in rows]
         for place, value in enumerate(values):
