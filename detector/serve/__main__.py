@@ -24,6 +24,9 @@ def main() -> None:
     parser.add_argument("--model", metavar="REF", help="a model file, a folder, an MLflow run or a models:/ URI")
     arguments = parser.parse_args()
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
+    token = os.environ.get("DETECTOR_TOKEN")
+    if token and not (token.isascii() and token.isprintable()):
+        raise UserError("DETECTOR_TOKEN: may hold ASCII characters alone, as a header does; choose another")
     listener = listen(arguments.host, arguments.port)
 
     import uvicorn
@@ -44,7 +47,6 @@ def main() -> None:
     if isinstance(engine, Engine) and engine.folder.name != service.digest:
         raise UserError(f"{model}: was replaced while the service started; start it again")
     warm_up(heatmap)
-    token = os.environ.get("DETECTOR_TOKEN")
     config = uvicorn.Config(
         create_app(service, token),
         http=Protocol,

@@ -66,6 +66,14 @@ def test_a_model_that_was_replaced_during_the_start_is_not_served(monkeypatch, c
         command.main()
 
 
+@pytest.mark.parametrize("token", ["é", "a\nb"])
+def test_a_token_that_no_header_can_hold_is_refused(monkeypatch, token):
+    monkeypatch.setenv("DETECTOR_TOKEN", token)
+    monkeypatch.setattr(sys, "argv", ["serve"])
+    with pytest.raises(UserError, match="DETECTOR_TOKEN: may hold ASCII characters alone"):
+        command.main()
+
+
 @pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".b", "no such host"])
 def test_a_host_that_is_none_is_one_line(host):
     with pytest.raises(UserError, match=f"--host {host} --port 0: .*; choose another"):

@@ -76,7 +76,7 @@ def test_a_chosen_photo_gets_its_verdict(live, visit, picture, level, verdict):
 
 
 def test_the_page_says_how_often_the_threshold_accuses(live, visit):
-    sync_api.expect(visit(live).locator("#accusation")).to_contain_text("it called 8 % fake")
+    sync_api.expect(visit(live).locator("#accusation")).to_contain_text("it calls 8 % fake")
 
 
 def test_no_face_offers_to_judge_the_whole_picture(live, visit, picture):
@@ -105,14 +105,64 @@ def test_the_token_is_asked_for(serve, visit, picture):
     with serve(token="open sesame") as live:
         page = visit(live)
         field = page.get_by_label("Token")
-        field.fill("wrong")
-        field.press("Enter")
-        sync_api.expect(page.get_by_role("alert")).to_contain_text("not the one")
+        for word in ("wrong", "fälsch"):
+            field.fill(word)
+            field.press("Enter")
+            sync_api.expect(page.get_by_role("alert")).to_contain_text("not the one")
         field.fill("open sesame")
         field.press("Enter")
         sync_api.expect(field).to_be_hidden()
         choose(page, picture(240))
         sync_api.expect(page.get_by_role("heading", name="The face: fake")).to_be_visible()
+
+
+def test_a_photo_waits_for_the_right_token(serve, visit, picture):
+    with serve(token="open sesame") as live:
+        page = visit(live)
+        field = page.get_by_label("Token")
+        sync_api.expect(field).to_be_visible()
+        choose(page, picture(240))
+        for word in ("wrong", "open sesame"):
+            field.fill(word)
+            field.press("Enter")
+            if word == "wrong":
+                sync_api.expect(page.get_by_role("alert")).to_contain_text("not the one")
+        sync_api.expect(page.get_by_role("heading", name="The face: fake")).to_be_visible()
+
+
+def test_without_knowing_the_model_nothing_is_shown(live, visit, picture):
+    page = visit(live)
+    sync_api.expect(page.locator("#data")).to_be_visible()
+    page.route("**/v1/model", lambda route: route.abort())
+    page.reload()
+    sync_api.expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+    choose(page, picture(20))
+    sync_api.expect(page.get_by_role("alert")).to_contain_text("cannot be reached")
+    assert page.locator("#result").is_hidden()
+    page.unroute("**/v1/model")
+    choose(page, picture(20))
+    sync_api.expect(page.get_by_role("heading", name="The face: real")).to_be_visible()
+    assert "real" in page.locator("#photo .box").get_attribute("class")
+    sync_api.expect(page.locator("#data")).to_be_visible()
+
+
+@pytest.mark.parametrize("path", ["predict", "explain"])
+def test_an_answer_that_was_cut_off_says_nothing_about_the_photo(live, visit, picture, path):
+    page = visit(live)
+    page.route(f"**/v1/{path}?*", lambda route: route.fulfill(status=200, body='{"heatm'))
+    choose(page, picture(240))
+    if path == "explain":
+        page.get_by_role("button", name="Show where it looked").click()
+    sync_api.expect(page.get_by_role("alert")).to_contain_text("cannot be reached, or took too long")
+    sync_api.expect(page.locator("#faces")).not_to_contain_text("There is no heatmap")
+
+
+def test_a_picture_that_the_browser_cannot_draw_has_its_verdict_and_no_boxes(live, visit, picture):
+    page = visit(live)
+    choose(page, picture(240, format="TIFF"))
+    sync_api.expect(page.get_by_role("heading", name="The face: fake")).to_be_visible()
+    sync_api.expect(page.locator("#photo")).to_contain_text("cannot show such a picture")
+    assert page.locator("#photo .box").count() == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
