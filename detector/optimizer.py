@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -19,7 +19,8 @@ class AveragingAdam(keras.optimizers.Adam):
 
     The average starts at once and forgets its beginning: after t steps its decay is min(average, (1 + t) / (10 + t)).
     (Keras's own `use_ema` keeps the first step's weights in it for 1 / (1 - decay) steps, and puts the average in the
-    weights' place at the end of every `fit`.) The statistics of batch normalisation are averages already and stay.
+    weights' place at the end of every `fit`.) The statistics of batch normalisation are not among them; see
+    `averaged_weights`.
 
     Args:
         average: the decay, in 0..1; 0 keeps no average.
@@ -65,8 +66,8 @@ def make_optimizer(params: TrainParams, learning_rate: float, steps: int) -> "ke
             warmup_steps=math.ceil(params.warmup * steps),
         )
     options = {"weight_decay": params.weight_decay or None, "global_clipnorm": params.clip_norm}
-    if params.average or params.weight_decay:
-        return AveragingAdam(rate, average=params.average, **options)
+    if params.ema_decay or params.weight_decay:
+        return AveragingAdam(rate, average=params.ema_decay, **options)
     return keras.optimizers.Adam(rate, **options)
 
 
@@ -82,23 +83,48 @@ def plateau_learning_rate(history: list[dict], params: TrainParams, min_delta: f
         else:
             waited += 1
             if waited >= params.reduce_lr_patience:
-                rate, waited = rate * params.reduce_lr_factor, 0
+                rate, waited = max(rate * params.reduce_lr_factor, params.min_learning_rate), 0
     return rate
 
 
 @contextlib.contextmanager
-def averaged_weights(model: "keras.Model") -> Iterator[None]:
-    """Within the block the model has its averaged weights, if its optimizer keeps any; then its own again."""
+def averaged_weights(model: "keras.Model", batches: Iterable[np.ndarray] = ()) -> Iterator[None]:
+    """Within the block the model has its averaged weights, if its optimizer keeps any; then its own again.
+
+    Args:
+        batches: training images, uint8 (batch, size, size, 3), on which the statistics of batch normalisation are
+            estimated anew for the averaged weights, each batch counting alike, as Izmailov et al., "Averaging weights
+            leads to wider optima and better generalization" (UAI 2018, section 3.2) do. Without any they stay.
+    """
     if not getattr(model.optimizer, "average", 0):
         yield
         return
-    variables = model.trainable_variables
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable]
+    statistics = [v for layer in norms for v in (layer.moving_mean, layer.moving_variance)]
+    variables = [*model.trainable_variables, *statistics]
     # Copies: on JAX an array assigned is an array shared, and a training step may use the memory of each but once.
-    own, averages = ([np.array(v) for v in values] for values in (variables, model.optimizer.averages))
+    own = [np.array(v) for v in variables]
+    averages = [np.array(v) for v in model.optimizer.averages]
     try:
-        for variable, average in zip(variables, averages, strict=True):
+        for variable, average in zip(model.trainable_variables, averages, strict=True):
             variable.assign(average)
+        _estimate_statistics(model, norms, batches)
         yield
     finally:
         for variable, value in zip(variables, own, strict=True):
             variable.assign(value)
+
+
+def _estimate_statistics(
+    model: "keras.Model", norms: list["keras.layers.BatchNormalization"], batches: Iterable[np.ndarray]
+) -> None:
+    """Make the statistics of `norms` the mean over `batches` of each batch's own."""
+    momenta = [layer.momentum for layer in norms]
+    try:
+        for number, images in enumerate(batches):
+            for layer in norms:
+                layer.momentum = number / (number + 1)  # read at each call, since none of them is compiled
+            model(images, training=True)
+    finally:
+        for layer, momentum in zip(norms, momenta, strict=True):
+            layer.momentum = momentum

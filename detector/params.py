@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from detector.errors import UserError
 from detector.model.backbones import BACKBONES
 
+RENAMED = {"train.average": "train.ema_decay"}  # keys of former versions
+
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -78,6 +80,7 @@ class ModelParams(Section):
     dense_units: Annotated[int, Field(ge=1, le=8192)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     batch_norm_momentum: Fraction
+    pixels: Literal["backbone", "0..1"]
 
     @model_validator(mode="after")
     def _image_large_enough(self) -> "ModelParams":
@@ -106,6 +109,7 @@ class SelfBlendParams(Section):
 
     rate: Annotated[float, Field(ge=0, le=1)]
     donor: Annotated[float, Field(ge=0, le=1)]
+    start_epoch: Annotated[int, Field(ge=1)]
 
 
 class AugmentParams(Section):
@@ -118,6 +122,7 @@ class AugmentParams(Section):
     zoom: Annotated[float, Field(ge=0, lt=1)]
     horizontal_flip: bool
     brightness: Annotated[list[Annotated[float, Field(gt=0, le=4)]], Field(min_length=2, max_length=2)]
+    cutout: Annotated[float, Field(ge=0, le=1)]
     corruption: CorruptionParams
     self_blend: SelfBlendParams
 
@@ -126,6 +131,14 @@ class AugmentParams(Section):
         if self.brightness[0] > self.brightness[1]:
             raise ValueError("augment.brightness: must be [from, to] with from no larger than to")
         return self
+
+
+class ProgressiveParams(Section):
+    """Progressive resizing: a smaller image, and weaker augmentation, in all epochs but the last ones."""
+
+    image_size: Annotated[int, Field(ge=32, le=1024)] | None
+    final_epochs: Annotated[int, Field(ge=1)]
+    augment: Annotated[float, Field(ge=0, le=1)]
 
 
 class TrainParams(Section):
@@ -139,14 +152,20 @@ class TrainParams(Section):
     head_epochs: Annotated[int, Field(ge=0)]
     head_learning_rate: Annotated[float, Field(gt=0, le=1)]
     batch_norm: Literal["train", "frozen"]
-    average: Annotated[float, Field(ge=0, lt=1)]
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    ema_norm_images: Annotated[int, Field(ge=0)]
     weight_decay: Annotated[float, Field(ge=0, le=1)]
     clip_norm: Annotated[float, Field(gt=0)] | None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     source_weights: dict[str, Annotated[float, Field(gt=0, le=1_000_000)]] | None
+    paired_batches: bool
+    mixup: Annotated[float, Field(ge=0, le=100)]
+    progressive: ProgressiveParams
+    monitor: Literal["loss", "accuracy", "auc", "worst_source_auc"]
     early_stopping_patience: Annotated[int, Field(ge=1)]
     reduce_lr_factor: Fraction
     reduce_lr_patience: Annotated[int, Field(ge=1)]
+    min_learning_rate: Annotated[float, Field(ge=0, le=1)]
     class_weights: Literal["auto", "balanced", "none"]
     precision: Literal["auto", "float32", "bfloat16"]
 
@@ -162,6 +181,23 @@ class TrainParams(Section):
             raise ValueError("train.warmup: is for a cosine; set it to 0, or train.schedule to cosine")
         if self.head_epochs >= self.epochs:
             raise ValueError(f"train.head_epochs: must be below train.epochs, {self.epochs}, got {self.head_epochs}")
+        if self.ema_norm_images and not self.ema_decay:
+            raise ValueError("train.ema_norm_images: is for averaged weights; set it to 0, or train.ema_decay above 0")
+        if self.mixup and not self.paired_batches:
+            raise ValueError("train.mixup: mixes pairs; set it to 0, or train.paired_batches to true")
+        if self.paired_batches and self.batch_size % 2:
+            raise ValueError(f"train.batch_size: must be even with train.paired_batches, got {self.batch_size}")
+        most = self.epochs - self.head_epochs
+        if self.progressive.image_size and self.progressive.final_epochs > most:
+            raise ValueError(
+                f"train.progressive.final_epochs: must be at most {most}, the epochs that train the whole network, "
+                f"got {self.progressive.final_epochs}"
+            )
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"train.min_learning_rate: must be at most train.learning_rate, {self.learning_rate}, "
+                f"got {self.min_learning_rate}"
+            )
         return self
 
 
@@ -211,6 +247,17 @@ class Params(Section):
     train: TrainParams
     evaluate: EvaluateParams
     plot: PlotParams
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "Params":
+        small = self.train.progressive.image_size
+        smallest = BACKBONES[self.model.backbone].smallest
+        if small and not smallest <= small < self.model.image_size:
+            raise ValueError(
+                f"train.progressive.image_size: must be at least {smallest}, the least for {self.model.backbone}, and "
+                f"below model.image_size, {self.model.image_size}, got {small}; null trains at one size"
+            )
+        return self
 
 
 class _Loader(yaml.SafeLoader):
@@ -276,6 +323,8 @@ def _yaml_problem(error: Exception) -> str:
 
 def _explain(error: dict) -> str:
     key, node = _place(error["loc"])
+    if key in RENAMED:
+        return f"{key}: is now called {RENAMED[key]}; rename it"
     if error["type"] in ("extra_forbidden", "invalid_key"):
         return f"{key}: unknown key; remove it or mend its spelling"
     if error["type"] == "missing":

@@ -17,11 +17,11 @@ import pandas as pd
 from filelock import FileLock
 from tqdm import tqdm
 
-from detector.augment.recipe import augment, working_size
+from detector.augment.recipe import augment, weakened, working_size
 from detector.augment.self_blend import self_blend
 from detector.calibration import p_fake
 from detector.data.decode import resize
-from detector.data.pipeline import Draw, epoch_order, stored_batches, training_batches
+from detector.data.pipeline import stored_batches
 from detector.data.shards import ShardReader, class_indices, class_names
 from detector.errors import UserError
 from detector.model.backend import keras
@@ -29,6 +29,7 @@ from detector.model.weights import InitialWeights
 from detector.optimizer import averaged_weights, make_optimizer, plateau_learning_rate
 from detector.params import AugmentParams, Params, TrainParams
 from detector.predict import network_outputs
+from detector.sampling import Draw, epoch_order, paired_order, training_batches
 from detector.scoring import EPSILON, score
 
 MOST_SOURCES = 20
@@ -42,94 +43,152 @@ class Split:
     Attributes:
         labels: int (n,), the class of each, 0 = real, from 1 on the kinds of fake.
         sources: text (n,), where each comes from, all "" where the data does not say.
+        groups: text (n,), the group of each: a person, a photo, a video.
     """
 
     reader: ShardReader
     labels: np.ndarray
     sources: np.ndarray
+    groups: np.ndarray
 
     @classmethod
     def of(cls, manifest: pd.DataFrame, name: str, folder: Path) -> "Split":
         """The split `name` of the prepared data in `folder`."""
         rows = manifest[manifest["split"] == name]
         sources = rows["source"] if "source" in rows else pd.Series("", rows.index)
-        return cls(ShardReader(folder, rows), class_indices(rows, class_names(manifest)), sources.to_numpy(object))
+        return cls(
+            ShardReader(folder, rows),
+            class_indices(rows, class_names(manifest)),
+            sources.to_numpy(object),
+            rows["group"].to_numpy(object),
+        )
+
+    @property
+    def pairs(self) -> int:
+        """How many groups hold a real and a fake image."""
+        fake = self.labels > 0
+        return len(set(self.groups[fake]) & set(self.groups[~fake]))
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What one epoch trains, and on what.
+
+    Attributes:
+        head_alone: whether the backbone stays as it is.
+        image_size: pixels.
+        augment: what training images go through.
+    """
+
+    head_alone: bool
+    image_size: int
+    augment: AugmentParams
+
+
+def phase(epoch: int, params: Params) -> Phase:
+    """The phase of an epoch, counted from 1: first the head alone, then all; first small images, then large ones."""
+    settings, augmentation = params.train, params.augment
+    small = settings.progressive.image_size if epoch <= _small_epochs(settings) else None
+    if small:
+        augmentation = weakened(augmentation, settings.progressive.augment)
+    if epoch < augmentation.self_blend.start_epoch:
+        blend = augmentation.self_blend.model_copy(update={"rate": 0})
+        augmentation = augmentation.model_copy(update={"self_blend": blend})
+    return Phase(epoch <= settings.head_epochs, small or params.model.image_size, augmentation)
+
+
+def _small_epochs(settings: TrainParams) -> int:
+    progressive = settings.progressive
+    return settings.epochs - progressive.final_epochs if progressive.image_size else 0
 
 
 def train(
-    model: "keras.Model",
+    build: Callable[[int], "keras.Model"],
     params: Params,
     training: Split,
     validation: Split,
     checkpoint: "Checkpoint",
     on_epoch: Callable[[dict, float], None],
 ) -> tuple["keras.Model", list[dict]]:
-    """Adam on the cross-entropy, in one phase or two (the head alone, then all); the best epoch is returned.
+    """Adam on the cross-entropy, phase by phase; the best epoch is returned.
 
     Every choice is made by the validation split. With the same arguments, the same machine and
     `make_deterministic`, the result is the same, also when the run was killed and resumed from `checkpoint`.
 
     Args:
-        model: the untrained network; not used when `checkpoint` holds a later state.
+        build: image size in pixels -> the untrained network for it, with the same weights for every size.
         on_epoch: called after each epoch with its row of the history and its duration in seconds.
 
     Returns:
-        The model with the weights (their average, if `train.average` is set) of the epoch with the lowest validation
-        loss, and the history: for each epoch, from 1 on, its loss, accuracy, val_loss, val_accuracy, val_auc (of
-        P(fake)), val_auc_<source> of several sources, and learning_rate at its end.
+        The model with the weights (their average, if `train.ema_decay` is set) of the best epoch, as `best_epoch` has
+        it, and the history: for each epoch, from 1 on, its loss, accuracy, val_loss, val_accuracy, val_auc (of
+        P(fake)), val_auc_<source> of several sources, learning_rate at its end and, of progressive training,
+        image_size.
 
     Raises:
         UserError: the loss is no longer finite, or params do not fit the data.
     """
-    settings, classes = params.train, max(2, model.output_shape[1])
+    settings, history = params.train, checkpoint.history
+    shares = source_shares(training, validation, settings.source_weights)
+    model = checkpoint.load_last() if history else build(phase(1, params).image_size)
+    classes = max(2, model.output_shape[1])
     if params.augment.self_blend.rate and classes > 2:
         raise UserError("augment.self_blend.rate: a self-blended fake is of no kind; set it to 0 for kinds of fake")
-    shares = source_shares(training, validation, settings.source_weights)
-    history = checkpoint.history
-    if history:
-        model = checkpoint.load_last()
     targets = training.labels if classes == 2 else np.eye(classes)[training.labels]
     targets = targets.astype(np.float32).reshape(len(training.labels), -1)
     weights = image_weights(training.labels, settings.class_weights, _frequency(training.sources, shares))
-    size = model.input_shape[1]
     batch_size = min(settings.batch_size, len(training.reader))
     steps = len(training.reader) // batch_size
-    draw = example(training, params.augment, size)
 
     for epoch in range(len(history) + 1, settings.epochs + 1):
-        # A cosine is made for its length, and what the head reached alone says nothing of the rest.
+        last_phase = history[max(settings.head_epochs, _small_epochs(settings)) :]
+        # A cosine is made for its length, and what former phases reached says nothing of the last.
         if settings.schedule == "plateau" and (
-            epochs_since_best(history[settings.head_epochs :]) >= settings.early_stopping_patience
+            epochs_since_best(last_phase, settings.monitor) >= settings.early_stopping_patience
         ):
             break
         started = time.perf_counter()
-        if epoch in (1, settings.head_epochs + 1):
-            _begin_phase(model, settings, steps, head_alone=epoch <= settings.head_epochs)
-        if settings.schedule == "plateau" and epoch > settings.head_epochs:
+        now, before = phase(epoch, params), phase(epoch - 1, params) if epoch > 1 else None
+        if before is None or (now.head_alone, now.image_size) != (before.head_alone, before.image_size):
+            former = model.optimizer if before and before.head_alone == now.head_alone else None
+            model = _begin_phase(model, build, now, settings, steps, former)
+        if settings.schedule == "plateau" and not now.head_alone:
             model.optimizer.learning_rate.assign(plateau_learning_rate(history[settings.head_epochs :], settings))
         _seed_dropout(model, params.seed, epoch)
-        order = epoch_order(training.sources, shares, params.seed, epoch)
-        batches = training_batches(draw, order, targets, batch_size, params.seed, epoch, weights)
+        draw = example(training, now.augment, now.image_size)
+        order, paired = epoch_order(training.sources, shares, params.seed, epoch), None
+        if settings.paired_batches and training.pairs:
+            order, paired = paired_order(order, training.labels, training.groups, params.seed, epoch)
+        batches = training_batches(
+            draw, order, targets, batch_size, params.seed, epoch, weights, paired, settings.mixup
+        )
         with tqdm(total=steps, desc=f"epoch {epoch}/{settings.epochs}", disable=None, leave=False) as bar:
             fitted = _fit(model, batches, steps, bar)
 
-        with averaged_weights(model):
-            outputs = network_outputs(model, stored_batches(validation.reader, size, batch_size))
-        if not (math.isfinite(fitted["loss"][-1]) and np.isfinite(outputs).all()):
-            rate = "head_learning_rate" if epoch <= settings.head_epochs else "learning_rate"
-            raise UserError(
-                f"train.{rate}: the loss is no longer finite in epoch {epoch}; "
-                f"set it lower than {getattr(settings, rate)}"
-            )
-        row = {
-            "epoch": epoch,
-            "loss": fitted["loss"][-1],
-            "accuracy": fitted["accuracy"][-1],
-            **_validated(validation, outputs, shares),
-            "learning_rate": float(str(np.float32(model.optimizer.learning_rate))),  # 0.001, not its float32's digits
-        }
-        history = [*history, row]
-        checkpoint.save(model, history)
+        seen = max(batch_size, settings.ema_norm_images) if settings.ema_norm_images else 0
+        again = training_batches(draw, order[:seen], targets, batch_size, params.seed, epoch)
+        with averaged_weights(model, (images for images, _ in again)):
+            outputs = network_outputs(model, stored_batches(validation.reader, now.image_size, batch_size))
+            if not (math.isfinite(fitted["loss"][-1]) and np.isfinite(outputs).all()):
+                rate = "head_learning_rate" if now.head_alone else "learning_rate"
+                raise UserError(
+                    f"train.{rate}: the loss is no longer finite in epoch {epoch}; "
+                    f"set it lower than {getattr(settings, rate)}"
+                )
+            row = {
+                "epoch": epoch,
+                "loss": fitted["loss"][-1],
+                "accuracy": fitted["accuracy"][-1],
+                **_validated(validation, outputs, shares),
+                "learning_rate": float(str(np.float32(model.optimizer.learning_rate))),  # 0.001, not 0.0010000000475
+            }
+            if settings.progressive.image_size:
+                row["image_size"] = now.image_size
+            history = [*history, row]
+            best = best_epoch(history, settings.monitor)
+            if best == epoch:
+                checkpoint.save_best(model, epoch)
+        checkpoint.save(model, history, best)
         on_epoch(row, time.perf_counter() - started)
 
     with warnings.catch_warnings(action="ignore"):  # the file holds an optimizer, too, which may be another phase's
@@ -202,19 +261,45 @@ def source_shares(training: Split, validation: Split, weights: dict[str, float] 
     return {name: weight / total for name, weight in weights.items()}
 
 
-def _begin_phase(model: "keras.Model", params: TrainParams, steps: int, head_alone: bool) -> None:
-    """Say which layers learn, and compile; `steps` are those of an epoch."""
+def _begin_phase(
+    model: "keras.Model",
+    build: Callable[[int], "keras.Model"],
+    now: Phase,
+    params: TrainParams,
+    steps: int,
+    former: "keras.optimizers.Optimizer | None",
+) -> "keras.Model":
+    """The model at the phase's image size, compiled.
+
+    Args:
+        steps: of an epoch.
+        former: the optimizer whose state the phase goes on with; None: it begins afresh.
+    """
+    if model.input_shape[1] != now.image_size:
+        weights, model = model.get_weights(), build(now.image_size)
+        model.set_weights(weights)
     if params.head_epochs or params.batch_norm == "frozen":
         for layer in model.layers:
             of_head = layer.name.startswith(HEAD)
             frozen = params.batch_norm == "frozen" and isinstance(layer, keras.layers.BatchNormalization)
-            layer.trainable = of_head or not (head_alone or frozen)
-    epochs = params.head_epochs if head_alone else params.epochs - params.head_epochs
-    rate = params.head_learning_rate if head_alone else params.learning_rate
+            layer.trainable = of_head or not (now.head_alone or frozen)
+    epochs = params.head_epochs if now.head_alone else params.epochs - params.head_epochs
+    rate = params.head_learning_rate if now.head_alone else params.learning_rate
     kind = keras.losses.BinaryCrossentropy if model.output_shape[1] == 1 else keras.losses.CategoricalCrossentropy
-    model.compile(
-        make_optimizer(params, rate, epochs * steps), kind(label_smoothing=params.label_smoothing), metrics=["accuracy"]
-    )
+    optimizer = make_optimizer(params, rate, epochs * steps)
+    right = accuracy if model.output_shape[1] == 1 else "accuracy"
+    model.compile(optimizer, kind(label_smoothing=params.label_smoothing), metrics=[right])
+    if former is not None:
+        optimizer.build(model.trainable_variables)
+        for variable, value in zip(optimizer.variables, former.variables, strict=True):
+            variable.assign(value)
+    return model
+
+
+@keras.saving.register_keras_serializable("detector")
+def accuracy(targets: "keras.KerasTensor", outputs: "keras.KerasTensor") -> "keras.KerasTensor":
+    """The share of images on the right side of 0.5, also of mixed ones, whose targets are neither 0 nor 1."""
+    return keras.ops.mean(keras.ops.equal(targets > 0.5, outputs > 0.5), axis=-1)
 
 
 def image_weights(labels: np.ndarray, how: str, frequency: np.ndarray | None = None) -> np.ndarray | None:
@@ -267,14 +352,31 @@ def _telling(split: Split) -> list[str]:
     return [name for name in names if len(set(split.labels[split.sources == name] > 0)) == 2]
 
 
-def best_epoch(history: list[dict]) -> int:
-    """The epoch, counted from 1, with the lowest validation loss; the first of several."""
-    return min(history, key=lambda row: row["val_loss"])["epoch"]
+def best_epoch(history: list[dict], monitor: str = "loss") -> int:
+    """The epoch, counted from 1, that validation shows to be the best; the first of several.
+
+    Args:
+        history: rows of `train`; of progressive training the epochs at the largest image size so far count alone.
+        monitor: `train.monitor`: loss, accuracy, auc or worst_source_auc, the lowest AUC of a source. Where no two
+            sources have one, that is the AUC of all.
+    """
+    largest = max(row.get("image_size", 0) for row in history)
+    rows = [row for row in history if row.get("image_size", 0) == largest]
+    return max(rows, key=lambda row: _quality(row, monitor))["epoch"]
 
 
-def epochs_since_best(history: list[dict]) -> int:
-    """Epochs without a better validation loss, what EarlyStopping counts; 0 before the first epoch."""
-    return history[-1]["epoch"] - best_epoch(history) if history else 0
+def _quality(row: dict, monitor: str) -> float:
+    if monitor == "loss":
+        return -row["val_loss"]
+    values = [row["val_auc" if monitor == "worst_source_auc" else f"val_{monitor}"]]
+    if monitor == "worst_source_auc":
+        values = [value for name, value in row.items() if name.startswith("val_auc_")] or values
+    return min(-math.inf if value is None else value for value in values)
+
+
+def epochs_since_best(history: list[dict], monitor: str = "loss") -> int:
+    """Epochs without a better value of `monitor`, what EarlyStopping counts; 0 before the first epoch."""
+    return history[-1]["epoch"] - best_epoch(history, monitor) if history else 0
 
 
 def fingerprint(params: Params, digest: str, initial: InitialWeights, precision: str) -> str:
@@ -304,7 +406,7 @@ class Checkpoint:
     def __init__(self, folder: Path):
         self.folder = folder
         self._state_file = folder / "state.json"
-        self._state = {"history": [], "run_id": None}
+        self._state = {"history": [], "best": None, "run_id": None}
         if self._state_file.exists():
             self._state = json.loads(self._state_file.read_text())
 
@@ -335,20 +437,24 @@ class Checkpoint:
 
     @property
     def best_weights(self) -> Path:
-        return self.folder / f"best-{best_epoch(self.history)}.weights.h5"
+        return self._weights(self._state["best"])
+
+    def _weights(self, epoch: int) -> Path:
+        return self.folder / f"best-{epoch}.weights.h5"
 
     def load_last(self) -> "keras.Model":
         """The model as it was after the last epoch, optimizer and random state included."""
         return keras.saving.load_model(self.folder / f"last-{len(self.history)}.keras")
 
-    def save(self, model: "keras.Model", history: list[dict]) -> None:
-        """Keep `model` as the last epoch's and, if its validation loss is the lowest, as the best."""
+    def save_best(self, model: "keras.Model", epoch: int) -> None:
+        """Keep the weights of `model` as those of `epoch`, which `save` may then call the best."""
+        model.save_weights(self._weights(epoch))
+
+    def save(self, model: "keras.Model", history: list[dict], best: int) -> None:
+        """Keep `model` as the last epoch's, with its optimizer; the weights of the epoch `best` are there already."""
         epoch = len(history)
         model.save(self.folder / f"last-{epoch}.keras")
-        if best_epoch(history) == epoch:
-            with averaged_weights(model):
-                model.save_weights(self.folder / f"best-{epoch}.weights.h5")
-        self._write({**self._state, "history": history})
+        self._write({**self._state, "history": history, "best": best})
         keep = {f"last-{epoch}.keras", self.best_weights.name, self._state_file.name}
         for file in self.folder.iterdir():
             if file.name not in keep:

@@ -1,6 +1,7 @@
 """Stage 2: train the network on the prepared data, every epoch in MLflow, the best one kept."""
 
 import sys
+from functools import cache
 
 import pandas as pd
 
@@ -14,7 +15,7 @@ from detector.model.weights import find_weights
 from detector.params import flatten, load_params
 from detector.paths import DATA_SUMMARY, HISTORY, MODEL, PREPARED, TRAIN_SUMMARY, TRAINING_RUN, project_root
 from detector.results import read_json, write_json
-from detector.training import Checkpoint, Split, best_epoch, fingerprint, train
+from detector.training import Checkpoint, Split, best_epoch, fingerprint, phase, train
 
 
 def main() -> None:
@@ -28,7 +29,12 @@ def main() -> None:
     precision = resolve_precision(params.train.precision)
     make_deterministic(params.seed)
     classes = class_names(manifest)
-    network = build_network(params.model, initial, precision, len(classes))
+
+    @cache
+    def build(size: int) -> keras.Model:
+        return build_network(params.model.model_copy(update={"image_size": size}), initial, precision, len(classes))
+
+    build(params.model.image_size)  # what does not fit is refused before there is a run
     facts = {"weights": initial.origin, "precision": precision, "backend": keras.backend.backend()}
     print(f"{params.model.backbone}, {params.model.image_size} px, " + ", ".join(f"{v} {k}" for k, v in facts.items()))
 
@@ -43,16 +49,18 @@ def main() -> None:
             tracking.log_missing_epochs(run_id, checkpoint.history)
             print(f"going on after epoch {len(checkpoint.history)} of {params.train.epochs}, from {folder}")
 
-        durations = []  # of the epochs that train all
+        durations = []  # of the epochs that train all, at full size
 
         def report(row: dict, seconds: float) -> None:
-            if row["epoch"] > params.train.head_epochs:
+            now = phase(row["epoch"], params)
+            if not now.head_alone and now.image_size == params.model.image_size:
                 durations.append(seconds)
             tracking.log_metrics(run_id, {**row, "seconds": seconds}, step=row["epoch"])
             pd.DataFrame(checkpoint.history).to_csv(HISTORY, index=False)
             print(
                 f"epoch {row['epoch']}/{params.train.epochs}"
-                f"{'  (head alone)' if row['epoch'] <= params.train.head_epochs else ''}"
+                f"{'  (head alone)' if now.head_alone else ''}"
+                f"{f'  ({now.image_size} px)' if now.image_size != params.model.image_size else ''}"
                 f"  loss {row['loss']:.3f}  accuracy {row['accuracy']:.3f}"
                 f"  |  validation loss {row['val_loss']:.3f}  accuracy {row['val_accuracy']:.3f}"
                 f"  AUC {row['val_auc']:.3f}  |  {seconds:.0f} s",
@@ -61,9 +69,14 @@ def main() -> None:
 
         HISTORY.parent.mkdir(exist_ok=True)
         training, validation = (Split.of(manifest, name, PREPARED) for name in ("train", "validation"))
-        model, history = train(network, params, training, validation, checkpoint, report)
+        if params.train.paired_batches:
+            if training.pairs:
+                print(f"{training.pairs:,} groups of training images hold real and fake images, which come in pairs")
+            else:
+                print("WARNING: train.paired_batches does nothing: no group holds a real and a fake training image")
+        model, history = train(build, params, training, validation, checkpoint, report)
 
-        best = history[best_epoch(history) - 1]
+        best = history[best_epoch(history, params.train.monitor) - 1]
         card = ModelCard(
             classes,
             params.model.image_size,

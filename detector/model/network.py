@@ -6,6 +6,7 @@ probability of each, (batch, classes).
 
 import warnings
 import zipfile
+from dataclasses import replace
 
 from detector.errors import UserError
 from detector.model.backbones import BACKBONES, Backbone
@@ -27,6 +28,8 @@ def build_network(params: ModelParams, initial: InitialWeights, precision: str, 
         UserError: the weights file is not one of this backbone.
     """
     backbone = BACKBONES[params.backbone]
+    if params.pixels == "0..1":
+        backbone = replace(backbone, scale=1 / 255, offset=0.0)
     keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else "float32")
     try:
         image = keras.Input((params.image_size, params.image_size, 3), name="image")

@@ -31,7 +31,7 @@ class Images:
     def image(self, index):
         return self.pixels[index]
     def split(self):
-        return Split(self, self.labels, np.full(len(self), "", object))
+        return Split(self, self.labels, np.full(len(self), "", object), np.arange(len(self)).astype(str))
 
 def network():
     image = keras.Input((16, 16, 3))
@@ -45,10 +45,10 @@ def network():
 
 params = load_params()
 settings = params.train.model_copy(update={
-    "epochs": 3, "head_epochs": 1, "batch_size": 8, "schedule": "cosine", "warmup": 0.2, "average": 0.9,
-    "weight_decay": 0.01, "clip_norm": 1.0, "label_smoothing": 0.1, "learning_rate": 0.003,
+    "epochs": 3, "head_epochs": 1, "batch_size": 8, "schedule": "cosine", "warmup": 0.2, "ema_decay": 0.9,
+    "ema_norm_images": 16, "weight_decay": 0.01, "clip_norm": 1.0, "label_smoothing": 0.1, "learning_rate": 0.003,
     "head_learning_rate": 0.003})
-params = params.model_copy(update={"train": settings})
+params = params.model_copy(update={"train": settings, "model": params.model.model_copy(update={"image_size": 16})})
 make_deterministic(1)
 model = network()
 start = np.load(sys.argv[1]) if Path(sys.argv[1]).exists() else None
@@ -57,7 +57,8 @@ if start is None:
 else:
     model.set_weights([start[name] for name in start.files])
 with Checkpoint.open(Path(sys.argv[2])) as checkpoint:
-    model, history = train(model, params, Images(32).split(), Images(12).split(), checkpoint, lambda *_: None)
+    splits = Images(32).split(), Images(12).split()
+    model, history = train(lambda size: model, params, *splits, checkpoint, lambda *_: None)
 images = np.stack([Images(12).image(i) for i in range(12)])
 scores = model.predict_on_batch(images)
 print(json.dumps({"backend": keras.backend.backend(), "history": history,

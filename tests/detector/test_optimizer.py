@@ -69,7 +69,7 @@ def test_a_saved_state_goes_on_as_if_unbroken(tmp_path, average):
     def made():
         model = network()
         model.compile(
-            make_optimizer(train_params(average=average, weight_decay=0.1, schedule="cosine"), 0.05, 20), "mse"
+            make_optimizer(train_params(ema_decay=average, weight_decay=0.1, schedule="cosine"), 0.05, 20), "mse"
         )
         return model
 

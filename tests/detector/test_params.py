@@ -31,7 +31,7 @@ LEAVES = leaves(SHIPPED)
 SECTIONS = sections(SHIPPED)
 NUMBERS = {key for key, value in LEAVES.items() if type(value) in (int, float)}
 FRACTIONAL = {key for key in NUMBERS if key.startswith("augment.") or type(LEAVES[key]) is float} | {
-    "train.average",
+    "train.ema_decay",
     "train.label_smoothing",
     "train.warmup",
     "train.weight_decay",
@@ -187,7 +187,7 @@ def test_every_number_has_a_lower_bound_and_is_a_number(refused, key, value):
         ("train.head_epochs", [0, 3], [-1, 4, 0.5]),
         ("train.head_learning_rate", [1e-12, 1], [0, 1.01]),
         ("train.batch_norm", ["train", "frozen"], ["on"]),
-        ("train.average", [0, 0.9999], [-0.1, 1]),
+        ("train.ema_decay", [0, 0.9999], [-0.1, 1]),
         ("train.weight_decay", [0, 1], [-0.1, 1.1]),
         ("train.clip_norm", [None, 0.1, 100], [0, -1, "1"]),
         ("train.label_smoothing", [0, 0.5], [-0.1, 1]),

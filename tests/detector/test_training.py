@@ -43,8 +43,13 @@ class Drawn:
 
 
 def split(n: int) -> Split:
-    reader = Drawn(n)
-    return Split(reader, reader.labels, np.full(n, "", object))
+    return split_of(Drawn(n))
+
+
+def split_of(reader) -> Split:
+    """All images of `reader`, of no source, each a group of its own."""
+    n = len(reader)
+    return Split(reader, reader.labels, np.full(n, "", object), np.arange(n).astype(str))
 
 
 def tiny_network() -> "keras.Model":
@@ -61,7 +66,8 @@ def tiny_network() -> "keras.Model":
 def params(**train_params):
     defaults = load_params()
     values = {"epochs": 4, "batch_size": 8, "learning_rate": 0.03, **train_params}
-    return defaults.model_copy(update={"train": defaults.train.model_copy(update=values)})
+    model = defaults.model.model_copy(update={"image_size": SIZE})
+    return defaults.model_copy(update={"train": defaults.train.model_copy(update=values), "model": model})
 
 
 def run(folder, settings_, stop_after: int | None = None, n: int = 42):
@@ -73,7 +79,7 @@ def run(folder, settings_, stop_after: int | None = None, n: int = 42):
             raise KeyboardInterrupt
 
     with Checkpoint.open(folder) as checkpoint:
-        model, history = train(tiny_network(), settings_, split(n), split(20), checkpoint, on_epoch)
+        model, history = train(lambda size: tiny_network(), settings_, split(n), split(20), checkpoint, on_epoch)
     return model, history, seen
 
 
@@ -105,12 +111,10 @@ def test_more_than_two_classes_are_learnt_by_a_softmax(tmp_path):
     image = keras.Input((SIZE, SIZE, 3))
     x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 127.5, -1)(image))
     model = keras.Model(image, keras.layers.Dense(3, activation="softmax")(x))
-    training, validation = (
-        Split(reader, reader.labels, np.full(len(reader), "", object)) for reader in (ThreeKinds(96), ThreeKinds(48))
-    )
+    training, validation = (split_of(reader) for reader in (ThreeKinds(96), ThreeKinds(48)))
     with Checkpoint.open(tmp_path / "c") as checkpoint:
         model, history = train(
-            model, params(epochs=6, learning_rate=0.1), training, validation, checkpoint, lambda *_: 0
+            lambda size: model, params(epochs=6, learning_rate=0.1), training, validation, checkpoint, lambda *_: 0
         )
     best = history[best_epoch(history) - 1]
     images = np.stack([validation.reader.image(i) for i in range(48)])
@@ -178,7 +182,7 @@ def test_stops_early_and_does_not_train_on_when_resumed(tmp_path, monkeypatch):
     network.compile("adam", "binary_crossentropy", metrics=["accuracy"])
     network.save(folder / "last-3.keras")
     network.save_weights(folder / "best-1.weights.h5")
-    (folder / "state.json").write_text(json.dumps({"history": checkpoint_history, "run_id": "r"}))
+    (folder / "state.json").write_text(json.dumps({"history": checkpoint_history, "best": 1, "run_id": "r"}))
     _, history, seen = run(folder, settings_)
     assert seen == []
     assert history == checkpoint_history
@@ -209,12 +213,12 @@ def test_an_image_damaged_on_disk_ends_the_epoch_in_its_own_line(tmp_path):
             return super().image(index)
 
     reader = Damaged(160)
-    training = Split(reader, reader.labels, np.full(160, "", object))
+    training = split_of(reader)
     with (
         pytest.raises(UserError, match=r"^train-00000\.tfrecord: damaged"),
         Checkpoint.open(tmp_path / "c") as checkpoint,
     ):
-        train(tiny_network(), params(), training, split(20), checkpoint, lambda *_: None)
+        train(lambda size: tiny_network(), params(), training, split(20), checkpoint, lambda *_: None)
 
 
 @pytest.mark.parametrize(("smoothing", "balance"), [(0, "none"), (0.2, "none"), (0, "balanced"), (0.2, "balanced")])
@@ -227,7 +231,7 @@ def test_the_loss_is_that_of_smoothed_labels_and_weighted_images(tmp_path, smoot
     training = dataclasses.replace(training, labels=np.where(np.arange(48) % 8 == 1, 1, 0))
     settings_ = params(epochs=1, learning_rate=1e-9, label_smoothing=smoothing, class_weights=balance)
     with Checkpoint.open(tmp_path / "c") as checkpoint:
-        model, [row] = train(model, settings_, training, split(8), checkpoint, lambda *_: None)
+        model, [row] = train(lambda size: model, settings_, training, split(8), checkpoint, lambda *_: None)
     scores = model.predict_on_batch(np.stack([training.reader.image(i) for i in range(48)]))[:, 0].astype(float)
     target = training.labels * (1 - smoothing) + smoothing / 2
     losses = -(target * np.log(scores) + (1 - target) * np.log(1 - scores))
@@ -304,7 +308,9 @@ def train_headed(folder, settings_, stop_after=None, training=None, validation=N
             raise KeyboardInterrupt
 
     with Checkpoint.open(folder) as checkpoint:
-        model, history = train(model, settings_, training or split(42), validation or split(20), checkpoint, on_epoch)
+        model, history = train(
+            lambda size: model, settings_, training or split(42), validation or split(20), checkpoint, on_epoch
+        )
     return model, history, start
 
 
@@ -335,7 +341,7 @@ def test_a_frozen_batch_norm_keeps_its_statistics_but_not_the_heads(tmp_path):
 LONG = {
     "schedule": "cosine",
     "warmup": 0.2,
-    "average": 0.9,
+    "ema_decay": 0.9,
     "weight_decay": 0.01,
     "clip_norm": 1.0,
     "label_smoothing": 0.1,
@@ -370,7 +376,7 @@ def test_the_model_that_is_kept_has_the_weights_that_were_validated(tmp_path):
 def from_two(n: int) -> Split:
     """Two sources, a with three quarters of the images."""
     own = split(n)
-    return Split(own.reader, own.labels, np.where(np.arange(n) % 8 < 2, "b", "a").astype(object))
+    return dataclasses.replace(own, sources=np.where(np.arange(n) % 8 < 2, "b", "a").astype(object))
 
 
 def test_validation_weighs_sources_as_training_does(tmp_path):
@@ -432,7 +438,7 @@ def test_the_only_real_image_of_its_source_has_a_donor_elsewhere_and_the_only_on
     drawn = []
     reader = Drawn(6)
     reader.image = lambda index: drawn.append(index) or Drawn.image(reader, index)
-    draw = example(Split(reader, np.array([0, 1, 0, 1, 0, 1]), sources), with_blends(1.0, donor=1.0), SIZE)
+    draw = example(Split(reader, np.array([0, 1, 0, 1, 0, 1]), sources, sources), with_blends(1.0, donor=1.0), SIZE)
     draw(1, np.random.default_rng(0))
     assert drawn[0] == 0 and drawn[1] in (2, 4)
 
@@ -450,7 +456,7 @@ def test_no_dropout_is_a_dropout_of_nothing(tmp_path):
     x = keras.layers.Dropout(0.0)(keras.layers.GlobalAveragePooling2D()(image))
     model = keras.Model(image, keras.layers.Dense(1, activation="sigmoid")(x))
     with Checkpoint.open(tmp_path / "c") as checkpoint:
-        _, history = train(model, params(epochs=1), split(24), split(12), checkpoint, lambda *_: None)
+        _, history = train(lambda size: model, params(epochs=1), split(24), split(12), checkpoint, lambda *_: None)
     assert len(history) == 1
 
 
@@ -467,7 +473,7 @@ def test_a_self_blend_is_of_no_kind_of_fake(tmp_path):
     model = keras.Model(image, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(image)))
     settings_ = params().model_copy(update={"augment": with_blends(0.1)})
     with pytest.raises(UserError, match=r"augment\.self_blend\.rate"), Checkpoint.open(tmp_path / "c") as checkpoint:
-        train(model, settings_, split(12), split(12), checkpoint, lambda *_: None)
+        train(lambda size: model, settings_, split(12), split(12), checkpoint, lambda *_: None)
 
 
 def test_early_stopping_waits_for_the_fine_tuning(tmp_path):

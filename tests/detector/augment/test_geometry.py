@@ -19,7 +19,8 @@ NOTHING = {
     "horizontal_flip": False,
     "brightness": [1, 1],
     "corruption": {"generic": 0, "matched": 0, "strength": [0, 1]},
-    "self_blend": {"rate": 0, "donor": 0},
+    "self_blend": {"rate": 0, "donor": 0, "start_epoch": 1},
+    "cutout": 0,
 }
 
 

@@ -7,11 +7,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from detector.data.decode import resize
-from detector.data.pipeline import epoch_order, map_ahead, stored_batches, training_batches
+from detector.data.pipeline import map_ahead, stored_batches
 from detector.data.shards import ShardReader, read_manifest
 from detector.errors import UserError
 
@@ -34,26 +32,6 @@ def train(prepared) -> SimpleNamespace:
     assert len(set(colours)) == 16
     targets = labels[:, None].astype(np.float32)
     return SimpleNamespace(reader=reader, targets=targets, label_of=dict(zip(colours, labels.tolist(), strict=True)))
-
-
-def unaltered(image: np.ndarray, _: np.random.Generator) -> np.ndarray:
-    return image
-
-
-def noise(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return rng.integers(0, 256, image.shape, np.uint8)
-
-
-def epoch_of(*arguments, **options) -> list:
-    return list(epoch_iterator(*arguments, **options))
-
-
-def epoch_iterator(train, batch_size=4, augmentation=unaltered, seed=1, epoch=1, size=SIZE):
-    def draw(index, rng):
-        return augmentation(resize(train.reader.image(index), size), rng)
-
-    order = epoch_order(np.full(16, ""), None, seed, epoch)
-    return training_batches(draw, order, train.targets, batch_size, seed, epoch)
 
 
 # ---- map_ahead -------------------------------------------------------------------------------------------------
@@ -141,105 +119,6 @@ def test_work_that_waits_for_a_thread_is_not_begun_after_a_stop(threads):
     threading.Timer(0.05, released.set).start()
     results.close()
     assert len(begun) <= 1 + threads
-
-
-# ---- training_batches ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 4, 5, 16])
-def test_an_epoch_shows_each_image_at_most_once_with_its_own_label(train, threads, batch_size):
-    batches = epoch_of(train, batch_size)
-    assert len(batches) == 16 // batch_size
-    seen = []
-    for images, labels in batches:
-        assert images.shape == (batch_size, SIZE, SIZE, 3) and images.dtype == np.uint8
-        assert labels.shape == (batch_size, 1) and labels.dtype == np.float32
-        assert (images == images[:, :1, :1, :1]).all()  # of one colour, as they were
-        colours = images[:, 0, 0, 0].tolist()
-        assert labels[:, 0].tolist() == [train.label_of[colour] for colour in colours]
-        seen += colours
-    assert len(seen) == len(set(seen)) == 16 // batch_size * batch_size
-
-
-def test_the_same_seed_and_epoch_give_the_same_bytes_with_any_number_of_threads(train, monkeypatch):
-    epochs = []
-    for count in (1, 1, 3, 8, None):
-        monkeypatch.setattr(os, "cpu_count", lambda count=count: count)
-        epochs.append(epoch_of(train, augmentation=noise))
-    for other in epochs[1:]:
-        for (images, labels), (same_images, same_labels) in zip(epochs[0], other, strict=True):
-            np.testing.assert_array_equal(images, same_images)
-            np.testing.assert_array_equal(labels, same_labels)
-
-
-def test_order_and_augmentation_change_with_the_epoch_and_the_seed(train):
-    drawn = [(seed, epoch) for seed in (0, 1, 2**32 - 1) for epoch in (1, 2, 3)]
-    orders = {tuple(np.concatenate([x[:, 0, 0, 0] for x, _ in epoch_of(train, seed=s, epoch=e)])) for s, e in drawn}
-    assert len(orders) == len(drawn)
-    looks = {epoch_of(train, 16, noise, s, e)[0][0].tobytes() for s, e in drawn}
-    assert len(looks) == len(drawn)
-
-
-def test_an_images_augmentation_is_its_own_whatever_the_batch(train):
-    def marked(image, rng):
-        out = image.copy()
-        out[0, 0] = rng.integers(0, 256, 3)
-        return out
-
-    def by_colour(batch_size):
-        return {int(i[1, 1, 0]): i[0, 0].tolist() for x, _ in epoch_of(train, batch_size, marked) for i in x}
-
-    marks = by_colour(16)
-    assert len({tuple(mark) for mark in marks.values()}) == 16  # no two images share their draws
-    for batch_size in (1, 5, 8):
-        assert by_colour(batch_size).items() <= marks.items()
-
-
-def test_an_image_that_comes_again_is_drawn_anew():
-    def number(_, rng):
-        return rng.integers(0, 256, (2, 2, 3), np.uint8)
-
-    order = np.array([5, 3, 5, 5, 3, 0])
-    targets = np.arange(6, dtype=np.float32)[:, None]
-    [(images, found)] = training_batches(number, order, targets, 6, seed=1, epoch=1)
-    assert found[:, 0].tolist() == order.tolist()
-    assert len({image.tobytes() for image in images}) == 6
-    [(alone, _)] = training_batches(number, np.array([5, 3]), targets, 2, seed=1, epoch=1)
-    np.testing.assert_array_equal(alone, images[:2])  # the first time it is what it is where none comes again
-
-
-@given(st.data(), st.integers(0, 99), st.integers(1, 9))
-def test_an_epoch_takes_its_share_of_every_source(data, seed, epoch):
-    sources = np.array(data.draw(st.lists(st.sampled_from("abc"), min_size=3, max_size=60)) + list("abc"))
-    shares = data.draw(st.fixed_dictionaries({name: st.floats(0.1, 10) for name in "abc"}))
-    order = epoch_order(sources, shares, seed, epoch)
-    assert len(order) == len(sources)
-    for name, share in shares.items():
-        members = np.flatnonzero(sources == name)
-        times = [int((order == member).sum()) for member in members]
-        assert sum(times) == pytest.approx(share / sum(shares.values()) * len(sources), abs=1)
-        assert max(times) - min(times) <= 1
-
-
-def test_without_shares_an_epoch_is_every_image_once():
-    assert sorted(epoch_order(np.full(9, ""), None, 1, 1)) == list(range(9))
-
-
-def test_a_batch_is_not_changed_by_the_next(train):
-    load = epoch_iterator(train, 4, noise)
-    first = next(load)
-    kept = first[0].copy()
-    assert len(list(load)) == 3
-    np.testing.assert_array_equal(first[0], kept)
-
-
-def test_a_damaged_shard_ends_the_epoch_with_its_name(train, monkeypatch):
-    def damaged(_):
-        raise UserError("train-00000.tfrecord: damaged")
-
-    monkeypatch.setattr(train.reader, "read", damaged)
-    with pytest.raises(UserError, match="damaged"):
-        epoch_of(train)
 
 
 # ---- stored_batches --------------------------------------------------------------------------------------------
