@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from detector.model.backend import keras
-from detector.optimizer import AveragingAdam, averaged_weights, make_optimizer
+from detector.optimizer import AveragingAdam, averaged_weights, make_optimizer, plateau_learning_rate
 from detector.params import load_params
 
 
@@ -133,3 +133,48 @@ def test_a_step_follows_the_direction_of_a_clipped_gradient_not_its_length():
 
     np.testing.assert_allclose(after_two_steps(0.01, 1000.0), after_two_steps(0.01, 1.0), atol=1e-6)
     assert np.abs(after_two_steps(None, 1000.0) - after_two_steps(None, 1.0)).max() > 1e-3
+
+
+def normed() -> "keras.Model":
+    keras.utils.set_random_seed(3)
+    image = keras.Input((4,))
+    x = keras.layers.BatchNormalization(name="first", momentum=0.9)(keras.layers.Dense(3)(image))
+    x = keras.layers.BatchNormalization(name="second", momentum=0.8)(keras.layers.Dense(2)(x))
+    return keras.Model(image, keras.layers.Dense(1)(x))
+
+
+def test_statistics_of_the_average_are_the_mean_over_batches_and_then_the_models_own_again():
+    model = normed()
+    model.compile(AveragingAdam(0.05, average=0.9), "mse")
+    fitted(model, 30)
+    own = [np.array(w) for w in model.get_weights()]
+    rng = np.random.default_rng(2)
+    batches = [rng.normal(i, 1 + i, (16, 4)).astype(np.float32) for i in range(3)]
+    with averaged_weights(model, iter(batches)):
+        first = keras.Model(model.input, model.layers[1].output)
+        inputs = [np.asarray(first(batch)) for batch in batches]
+        norm = model.get_layer("first")
+        np.testing.assert_allclose(norm.moving_mean, np.mean([x.mean(axis=0) for x in inputs], axis=0), atol=1e-4)
+        np.testing.assert_allclose(norm.moving_variance, np.mean([x.var(axis=0) for x in inputs], axis=0), rtol=1e-3)
+        assert (norm.momentum, model.get_layer("second").momentum) == (0.9, 0.8)
+    for before, after in zip(own, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_statistics_of_a_frozen_norm_are_not_estimated_anew():
+    model = normed()
+    model.get_layer("first").trainable = False
+    model.compile(AveragingAdam(0.05, average=0.9), "mse")
+    fitted(model, 3)
+    frozen = model.get_layer("first").get_weights()
+    with averaged_weights(model, [np.ones((4, 4), np.float32)]):
+        for a, b in zip(frozen, model.get_layer("first").get_weights(), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_plateau_cuts_no_lower_than_the_lowest_rate():
+    params = train_params(reduce_lr_patience=1, reduce_lr_factor=0.1, min_learning_rate=2e-5, learning_rate=0.001)
+    history = [{"val_loss": 1.0}] * 5
+    assert [plateau_learning_rate(history[:n], params) for n in range(1, 6)] == pytest.approx(
+        [0.001, 0.0001, 2e-5, 2e-5, 2e-5]
+    )

@@ -9,7 +9,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from detector.errors import UserError
-from detector.params import Params, flatten, load_params
+from detector.params import RENAMED, Params, flatten, load_params
 
 TEXT = (Path(__file__).resolve().parents[2] / "params.yaml").read_text(encoding="utf-8")
 SHIPPED = yaml.safe_load(TEXT)
@@ -33,6 +33,8 @@ NUMBERS = {key for key, value in LEAVES.items() if type(value) in (int, float)}
 FRACTIONAL = {key for key in NUMBERS if key.startswith("augment.") or type(LEAVES[key]) is float} | {
     "train.ema_decay",
     "train.label_smoothing",
+    "train.min_learning_rate",
+    "train.mixup",
     "train.warmup",
     "train.weight_decay",
 }
@@ -119,6 +121,7 @@ NULLABLE = {
     "data.path": (str, list),
     "data.manifest": (str,),
     "train.clip_norm": (int, float),
+    "train.progressive.image_size": (int,),
     "train.source_weights": (dict,),
 }
 
@@ -174,6 +177,7 @@ def test_every_number_has_a_lower_bound_and_is_a_number(refused, key, value):
         ("augment.zoom", [0, 0.99], [1, -0.1]),
         ("augment.horizontal_flip", [True, False], [0, 1, "yes"]),
         ("augment.brightness", [[1, 1], [0.1, 4]], [[], [1], [1, 1, 1], [0, 1], [1, 4.1], [1.2, 0.8], [True, 2]]),
+        ("augment.cutout", [0, 0.5, 1], [-0.1, 1.1]),
         ("augment.corruption.generic", [0, 0.5, 1], [-0.1, 1.1]),
         ("augment.corruption.matched", [0, 1.0], [2]),
         ("augment.corruption.strength", [[0, 0], [0.2, 1]], [[], [1], [0.5, 0.4], [0, 1.1]]),
@@ -182,6 +186,16 @@ def test_every_number_has_a_lower_bound_and_is_a_number(refused, key, value):
         ("train.learning_rate", [1e-12, 1, 1.0], [0, 1.01]),
         ("augment.self_blend.rate", [0, 0.1, 1], [-0.1, 1.1]),
         ("augment.self_blend.donor", [0, 1.0], [2]),
+        ("augment.self_blend.start_epoch", [1, 100], [0, 1.5]),
+        ("model.pixels", ["backbone", "0..1"], ["0..255", ""]),
+        ("train.paired_batches", [True, False], [1, "yes"]),
+        ("train.mixup", [0], [-0.1, 101]),
+        ("train.progressive.image_size", [None, 71, 79], [70, 80, 0]),
+        ("train.progressive.final_epochs", [1, 10**6], [0, 1.5]),
+        ("train.progressive.augment", [0, 0.5, 1], [-0.1, 1.1]),
+        ("train.monitor", ["loss", "accuracy", "auc", "worst_source_auc"], ["val_loss", ""]),
+        ("train.min_learning_rate", [0, 1e-7, 0.001], [-1, 0.0011, 1.1]),
+        ("train.ema_norm_images", [0], [-1, 1.5, 10]),
         ("train.schedule", ["plateau", "cosine"], ["step", ""]),
         ("train.warmup", [0, 0.0], [-0.1, 0.1, 1]),
         ("train.head_epochs", [0, 3], [-1, 4, 0.5]),
@@ -241,6 +255,13 @@ def test_ranges(load, refused, key, taken, not_taken):
         ("augment.brightness", [1], "augment.brightness: must be a list of 2 numbers, got [1]"),
         ("augment.brightness", [0, 2], "augment.brightness.0: must be a number above 0 and at most 4, got 0"),
         ("augment.brightness", [2, 1], "augment.brightness: must be [from, to] with from no larger than to"),
+        ("train.mixup", 0.5, "train.mixup: mixes pairs; set it to 0, or train.paired_batches to true"),
+        (
+            "train.progressive.image_size",
+            80,
+            "train.progressive.image_size: must be at least 71, the least for xception, and below model.image_size, "
+            "80, got 80; null trains at one size",
+        ),
         ("data.kaggle", "faces", "data.kaggle: must be a text like owner/name, got 'faces'"),
         ("data.path", 3, "data.path: must be a text or a list of texts or null, got 3"),
         ("data.sample", 7, "data.sample: must be a section of keys, got 7"),
@@ -251,6 +272,38 @@ def test_ranges(load, refused, key, taken, not_taken):
 )
 def test_messages_say_what_is_allowed_and_what_was_given(refused, key, value, message):
     assert refused(changed(key, value)).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"paired_batches": True, "batch_size": 15},
+            "train.batch_size: must be even with",
+        ),
+        (
+            {"progressive": {"image_size": 71, "final_epochs": 4, "augment": 1.0}, "head_epochs": 1},
+            "train.progressive.final_epochs: must be at most 3, the epochs that train the whole network, got 4",
+        ),
+        (
+            {"ema_norm_images": 64},
+            "train.ema_norm_images: is for averaged weights; set it",
+        ),
+        ({"min_learning_rate": 0.1}, "train.min_learning_rate: must be at most train.learning_rate, 0.001, got 0.1"),
+    ],
+)
+def test_settings_of_training_that_do_not_fit_together_are_refused(refused, changes, message):
+    content = copy.deepcopy(SHIPPED)
+    content["train"] |= changes
+    assert refused(content).startswith(message)
+
+
+@pytest.mark.parametrize(("former", "new"), RENAMED.items())
+def test_a_former_key_says_what_it_is_called_now(refused, former, new):
+    content = changed(new, reduce(dict.__getitem__, new.split("."), SHIPPED))
+    *above, last = former.split(".")
+    reduce(dict.__getitem__, above, content)[last] = 0
+    assert refused(content) == f"{former}: is now called {new}; rename it"
 
 
 @pytest.mark.parametrize("key", sorted([*LEAVES, *SECTIONS]))

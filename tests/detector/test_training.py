@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from detector.errors import UserError
 from detector.model.backend import keras, make_deterministic
 from detector.optimizer import plateau_learning_rate
-from detector.params import load_params
+from detector.params import ProgressiveParams, load_params
 from detector.training import (
     Checkpoint,
     Split,
@@ -21,6 +21,7 @@ from detector.training import (
     example,
     fingerprint,
     image_weights,
+    phase,
     train,
 )
 
@@ -286,10 +287,10 @@ def test_fingerprint_changes_with_what_it_stands_for():
 # ---- phases, averages, sources -----------------------------------------------------------------------------------
 
 
-def headed_network() -> "keras.Model":
+def headed_network(size: int = SIZE) -> "keras.Model":
     """A backbone with a norm of its own, and a head by its name."""
     make_deterministic(5)
-    image = keras.Input((SIZE, SIZE, 3))
+    image = keras.Input((size, size, 3))
     x = keras.layers.Rescaling(1 / 127.5, -1)(image)
     x = keras.layers.Conv2D(4, 3, activation="relu", name="conv")(x)
     x = keras.layers.BatchNormalization(momentum=0.5, name="norm")(x)
@@ -299,7 +300,8 @@ def headed_network() -> "keras.Model":
 
 
 def train_headed(folder, settings_, stop_after=None, training=None, validation=None, watch=lambda model, row: None):
-    model = headed_network()
+    built = {SIZE: headed_network(), SIZE // 2: headed_network(SIZE // 2)}
+    model = built[SIZE]
     start = {layer.name: layer.get_weights() for layer in model.layers}
 
     def on_epoch(row, seconds):
@@ -309,7 +311,7 @@ def train_headed(folder, settings_, stop_after=None, training=None, validation=N
 
     with Checkpoint.open(folder) as checkpoint:
         model, history = train(
-            lambda size: model, settings_, training or split(42), validation or split(20), checkpoint, on_epoch
+            built.get, settings_, training or split(42), validation or split(20), checkpoint, on_epoch
         )
     return model, history, start
 
@@ -338,6 +340,7 @@ def test_a_frozen_batch_norm_keeps_its_statistics_but_not_the_heads(tmp_path):
     assert not same(model.get_layer("conv").get_weights(), start["conv"])
 
 
+PROGRESSIVE = ProgressiveParams.model_construct(image_size=SIZE // 2, final_epochs=2, augment=0.5)
 LONG = {
     "schedule": "cosine",
     "warmup": 0.2,
@@ -349,9 +352,18 @@ LONG = {
 }
 
 
-@pytest.mark.parametrize(("head_epochs", "stop_after"), [(0, 2), (2, 2), (2, 3), (2, 1)])
-def test_a_long_training_resumes_to_the_same_model(tmp_path, head_epochs, stop_after):
-    settings_ = params(epochs=4, head_epochs=head_epochs, **LONG)
+ALL_AT_ONCE = {"progressive": PROGRESSIVE, "ema_norm_images": 16, "paired_batches": True, "mixup": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("head_epochs", "stop_after", "more"),
+    [
+        *[(0, 2, {}), (2, 2, {}), (2, 3, {}), (2, 1, {})],
+        *[(0, 1, ALL_AT_ONCE), (0, 2, ALL_AT_ONCE), (1, 3, ALL_AT_ONCE), (2, 2, ALL_AT_ONCE)],
+    ],
+)
+def test_a_long_training_resumes_to_the_same_model(tmp_path, head_epochs, stop_after, more):
+    settings_ = params(epochs=4, head_epochs=head_epochs, **LONG | more)
     whole, history, _ = train_headed(tmp_path / "whole", settings_)
     with pytest.raises(KeyboardInterrupt):
         train_headed(tmp_path / "broken", settings_, stop_after)
@@ -371,6 +383,139 @@ def test_the_model_that_is_kept_has_the_weights_that_were_validated(tmp_path):
     scores = np.clip(model.predict_on_batch(images)[:, 0].astype(float), 1e-7, 1 - 1e-7)
     loss = -np.log(np.where(validation.labels == 1, scores, 1 - scores)).mean()
     assert loss == pytest.approx(min(row["val_loss"] for row in history), abs=1e-6)
+
+
+# ---- progressive resizing ----------------------------------------------------------------------------------------
+
+
+def test_small_epochs_come_first_and_only_the_last_phase_counts(tmp_path):
+    sizes = []
+    settings_ = params(epochs=5, progressive=PROGRESSIVE, learning_rate=0.05)
+    model, history, _ = train_headed(tmp_path / "c", settings_, watch=lambda _, row: sizes.append(row["image_size"]))
+    assert sizes == [SIZE // 2] * 3 + [SIZE] * 2
+    assert model.input_shape == (None, SIZE, SIZE, 3)
+    best = history[best_epoch(history) - 1]
+    assert best["epoch"] in (4, 5)
+    validation = split(20)
+    images = np.stack([validation.reader.image(i) for i in range(20)])
+    scores = np.clip(model.predict_on_batch(images)[:, 0].astype(float), 1e-7, 1 - 1e-7)
+    loss = -np.log(np.where(validation.labels == 1, scores, 1 - scores)).mean()
+    assert loss == pytest.approx(best["val_loss"], abs=1e-6)
+
+
+def test_the_optimizer_goes_on_at_the_larger_size(tmp_path):
+    """Without augmentation, at a size that changes nothing, two phases are what one would be."""
+
+    class Flat(Drawn):
+        def image(self, index: int) -> np.ndarray:
+            return np.full((SIZE, SIZE, 3), 60 + 100 * self.labels[index] + index % 20, np.uint8)
+
+    def trained(folder, **changes):
+        make_deterministic(5)
+        built = {}
+        for size in (SIZE // 2, SIZE):
+            image = keras.Input((size, size, 3))
+            x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 127.5, -1)(image))
+            built[size] = keras.Model(image, keras.layers.Dense(1, activation="sigmoid", name="p_fake")(x))
+        built[SIZE].set_weights(built[SIZE // 2].get_weights())
+        settings_ = params(epochs=4, schedule="cosine", weight_decay=0.01, ema_decay=0.9, **changes)
+        with Checkpoint.open(folder) as checkpoint:
+            flat = split_of(Flat(40)), split_of(Flat(12))
+            return train(built.get, settings_, *flat, checkpoint, lambda *_: None)
+
+    one, history = trained(tmp_path / "one")
+    two, again = trained(tmp_path / "two", progressive=PROGRESSIVE)
+    for a, b in zip(history, again, strict=True):
+        assert a == pytest.approx({name: value for name, value in b.items() if name != "image_size"}, abs=1e-5)
+    for a, b in zip(one.get_weights(), two.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_an_early_stop_waits_for_the_full_size(tmp_path):
+    settings_ = params(epochs=9, progressive=PROGRESSIVE, learning_rate=1e-9, early_stopping_patience=1)
+    _, history, _ = train_headed(tmp_path / "c", settings_)
+    assert [row["image_size"] for row in history] == [SIZE // 2] * 7 + [SIZE] * 2
+
+
+def test_a_phase_says_what_its_epochs_see():
+    defaults = params(epochs=6, head_epochs=1, progressive=PROGRESSIVE)
+    blend = defaults.augment.self_blend.model_copy(update={"rate": 0.2, "start_epoch": 4})
+    augmentation = defaults.augment.model_copy(update={"rotation": 20, "self_blend": blend})
+    phases = [phase(epoch, defaults.model_copy(update={"augment": augmentation})) for epoch in range(1, 7)]
+    assert [p.head_alone for p in phases] == [True, *[False] * 5]
+    assert [p.image_size for p in phases] == [SIZE // 2] * 4 + [SIZE] * 2
+    assert [p.augment.rotation for p in phases] == [10] * 4 + [20] * 2
+    assert [p.augment.self_blend.rate for p in phases] == [0, 0, 0, 0.2, 0.2, 0.2]
+
+
+# ---- what the best epoch is chosen by ----------------------------------------------------------------------------
+
+
+def test_the_best_epoch_is_that_of_the_monitor():
+    def row(epoch, loss, right, auc, **sources):
+        of_sources = {f"val_auc_{name}": value for name, value in sources.items()}
+        return {"epoch": epoch, "val_loss": loss, "val_accuracy": right, "val_auc": auc, **of_sources}
+
+    history = [
+        row(1, 0.5, 0.7, 0.80, a=0.9, b=0.5),
+        row(2, 0.3, 0.6, 0.85, a=0.8, b=0.6),
+        row(3, 0.4, 0.9, 0.85, a=0.7, b=0.7),
+        row(4, 0.4, 0.9, 0.95, a=1.0, b=0.6),
+    ]
+    chosen = {name: best_epoch(history, name) for name in ("loss", "accuracy", "auc", "worst_source_auc")}
+    assert chosen == {"loss": 2, "accuracy": 3, "auc": 4, "worst_source_auc": 3}
+    assert [epochs_since_best(history, name) for name in chosen] == [2, 1, 0, 1]
+    assert best_epoch([row(1, 1, 0, 0.6), row(2, 1, 0, 0.7)], "worst_source_auc") == 2  # of one source: of all
+    assert best_epoch([row(1, 1, 0, None), row(2, 1, 0, 0.4)], "auc") == 2
+
+
+@settings(deadline=None, max_examples=40)
+@given(values=st.lists(st.sampled_from([0.5, 0.6, 0.7, 0.8]), min_size=1, max_size=12), patience=st.integers(1, 4))
+def test_an_early_stop_on_accuracy_is_that_of_the_keras_callbacks(values, patience):
+    stand_in = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    early = keras.callbacks.EarlyStopping("val_accuracy", patience=patience, mode="max")
+    early.set_model(stand_in)
+    early.on_train_begin()
+    stand_in.stop_training = False
+    history = []
+    for epoch, value in enumerate(values, 1):
+        history.append({"epoch": epoch, "val_accuracy": value})
+        early.on_epoch_end(epoch, {"val_accuracy": value})
+        assert (epochs_since_best(history, "accuracy") >= patience) == stand_in.stop_training
+        if stand_in.stop_training:
+            return
+
+
+def test_the_monitor_decides_which_weights_are_kept(tmp_path):
+    kept = {}
+    for monitor in ("loss", "accuracy"):
+        model, history, _ = train_headed(tmp_path / monitor, params(epochs=6, learning_rate=0.2, monitor=monitor))
+        images = np.stack([split(20).reader.image(i) for i in range(20)])
+        scores = model.predict_on_batch(images)[:, 0]
+        best = history[best_epoch(history, monitor) - 1]
+        assert np.mean((scores > 0.5) == split(20).labels) == pytest.approx(best["val_accuracy"])
+        kept[monitor] = best["epoch"]
+    assert len(set(kept.values())) == 2  # else this shows nothing
+
+
+# ---- pairs -------------------------------------------------------------------------------------------------------
+
+
+def test_without_groups_of_both_classes_pairing_does_nothing(tmp_path):
+    _, plain, _ = train_headed(tmp_path / "plain", params(epochs=2))
+    _, paired, _ = train_headed(tmp_path / "paired", params(epochs=2, paired_batches=True, mixup=0.5))
+    assert split(42).pairs == 0
+    assert paired == plain
+
+
+def test_with_groups_it_does_and_the_accuracy_of_mixed_images_means_something(tmp_path):
+    training = dataclasses.replace(split(42), groups=(np.arange(42) // 2).astype(str))
+    assert training.pairs == 21
+    settings_ = params(epochs=8, paired_batches=True, mixup=0.5, learning_rate=0.05, schedule="cosine")
+    _, plain, _ = train_headed(tmp_path / "plain", params(epochs=8, learning_rate=0.05, schedule="cosine"))
+    _, mixed, _ = train_headed(tmp_path / "mixed", settings_, training=training)
+    assert mixed != plain
+    assert mixed[-1]["accuracy"] > 0.8
 
 
 def from_two(n: int) -> Split:

@@ -3,7 +3,7 @@ import pytest
 
 from detector.augment import geometry
 from detector.augment.corruption import CORRUPTIONS, corrupt
-from detector.augment.recipe import augment, working_size
+from detector.augment.recipe import augment, weakened, working_size
 
 
 @pytest.fixture
@@ -73,3 +73,34 @@ def test_every_corruption_does_something_in_training_at_the_shipped_sizes(photo,
     image = stored[:side, :side]
     damaged = [corrupt(image, name, 0.6, np.random.default_rng(i)) for i in range(5)]
     assert min(np.abs(d.astype(int) - image).mean() for d in damaged) > 0.5
+
+
+def test_a_cover_comes_with_its_probability_and_is_drawn_from_the_generator(image, defaults):
+    params = defaults.augment.model_copy(update={"cutout": 0.3, "horizontal_flip": False})
+    covered = [augment(image, 48, params, np.random.default_rng(i)) for i in range(300)]
+    assert np.mean([(c != image).any() for c in covered]) == pytest.approx(0.3, abs=0.09)
+    again = [augment(image, 48, params, np.random.default_rng(i)) for i in range(300)]
+    assert all(np.array_equal(a, b) for a, b in zip(covered, again, strict=True))
+
+
+def test_weakened_augmentation_has_smaller_ranges_and_probabilities(defaults):
+    params = defaults.augment.model_copy(
+        update={
+            "rotation": 20,
+            "shear": 0.15,
+            "cutout": 0.4,
+            "brightness": [0.8, 1.2],
+            "corruption": defaults.augment.corruption.model_copy(update={"generic": 0.5, "matched": 0.2}),
+        }
+    )
+    half = weakened(params, 0.5)
+    assert (half.rotation, half.shear, half.cutout) == (10, 0.075, 0.2)
+    assert half.brightness == pytest.approx([0.9, 1.1])
+    assert (half.corruption.generic, half.corruption.matched) == (0.25, 0.1)
+    assert half.corruption.strength == params.corruption.strength
+    assert half.horizontal_flip == params.horizontal_flip
+    assert weakened(params, 1.0) == params
+    nothing = weakened(params, 0.0)
+    image = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
+    still = nothing.model_copy(update={"horizontal_flip": False})
+    np.testing.assert_array_equal(augment(image, 48, still, np.random.default_rng(1)), image)
