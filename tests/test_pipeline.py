@@ -140,7 +140,8 @@ def test_repro_writes_what_the_readme_promises(trained):
     assert all(0 <= float(row["p_fake"]) <= 1 for row in predictions)
     pictures = {file.name for file in (trained.folder / "metrics/plots").iterdir()}
     assert pictures >= {
-        "accuracy.png", "loss.png", "training_log.png", "roc.png", "precision_recall.png", "robustness_ladder.png", "sample.png",
+        "accuracy.png", "loss.png", "training_log.png", "sample.png",
+        "roc.png", "precision_recall.png", "robustness_ladder.png",
         *(f"{name}_{of}.png"
           for of in ("test", "test_perturbed", "elsewhere")
           for name in ("predictions", "mistakes", "heat", "reliability", "scores", "risk_coverage",

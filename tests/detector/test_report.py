@@ -165,17 +165,8 @@ def picture(tmp_path):
 
 
 def all_pictures(picture, sets=("test", "test_perturbed")) -> dict:
-    names = [
-        "accuracy",
-        "loss",
-        "training_log",
-        "sample",
-        "roc",
-        "precision_recall",
-        "robustness_ladder",
-        "duplicates",
-        "mystery",
-    ]
+    names = ["accuracy", "loss", "training_log", "sample", "duplicates", "mystery"]
+    names += ["roc", "precision_recall", "robustness_ladder"]
     names += [
         f"{kind}_{name}"
         for kind in (
@@ -241,7 +232,7 @@ def test_further_sets_unfold(picture):
     evaluation = {f"set {i}": metrics(20, 20, 1, 1, n=10) for i in range(5)}
     page = Page(render(**inputs(evaluation, pictures=all_pictures(picture, evaluation))))
     assert "The surest mistakes: 3 further test sets" in page.text
-    assert len(page.all("img")) == 8 + 8 * 5
+    assert len(page.all("img")) == 9 + 8 * 5
 
 
 def test_a_picture_keeps_its_pixels_and_an_unknown_one_is_shown_last(picture):
@@ -446,7 +437,10 @@ def section(text: str, start: str, end: str) -> str:
     ("found", "words"),
     [
         (in_format(-0.4, -0.2), "it loses 0.300 of AUC (95 % interval 0.200 to 0.400)."),
-        (in_format(-0.4, -0.2, (0.45, 0.6)), "0.400); what is left cannot be told from guessing."),
+        (
+            in_format(-0.4, -0.2, (0.45, 0.6)),
+            "it loses 0.300 of AUC (95 % interval 0.200 to 0.400); what is left cannot be told from guessing.",
+        ),
         (in_format(-0.01, 0.02), "no change can be seen that is more than luck."),
         (in_format(0.01, 0.03), "it gains 0.020 of AUC (95 % interval 0.010 to 0.030)."),
         (in_format(None, None), "the change is not defined: it needs real and fake images."),
