@@ -746,15 +746,15 @@ def _results(
 
 def _together(evaluation: Mapping[str, Mapping], pooled: Mapping) -> list[Block]:
     """All test sets as one."""
-    columns = {
-        "Images": lambda m: f"{m['n']:,}",
-        "AUC": lambda m: _figure(m, "auc"),
-        "Called right": lambda m: _figure(m, "accuracy"),
-        "Balanced accuracy": lambda m: _figure(m, "balanced_accuracy"),
-        "Real called fake": lambda m: _figure(m, "false_accusation_rate"),
-        "Fake called real": lambda m: _figure(m, "missed_fake_rate"),
-        "Calibration error": lambda m: _figure(m, "ece"),
+    rows = {
+        "Called right": "accuracy",
+        "Real called fake": "false_accusation_rate",
+        "Fake called real": "missed_fake_rate",
+        "Balanced accuracy": "balanced_accuracy",
+        "AUC": "auc",
+        "Calibration error": "ece",
     }
+    said = f"All {len(evaluation)} test sets together, {_count(pooled['n'], 'image')}, at the one threshold"
     return [
         Heading("All test sets together"),
         Text(
@@ -762,7 +762,7 @@ def _together(evaluation: Mapping[str, Mapping], pooled: Mapping) -> list[Block]
             "the images of all sets are one set. Every image counts alike, so a larger set counts for more. Images of "
             "one source that stand in two sets are drawn together for the intervals."
         ),
-        _table_of_sets("Together, at the one threshold", {f"All {len(evaluation)}": pooled}, columns),
+        Table(said, ["Figure", "Value"], [[what, _figure(pooled, key)] for what, key in rows.items()]),
         Points([_scales_in_words(pooled)]),
     ]
 
