@@ -157,6 +157,79 @@ def loss_curve(history: Iterable[Mapping]) -> Figure:
     return figure
 
 
+LOG = {  # what `training_log` shows of an epoch, and how
+    "epoch": ("Epoch", lambda value: f"{value:g}"),
+    "loss": ("Loss", lambda value: _decimal(value, 4)),
+    "accuracy": ("Accuracy", lambda value: _percent(value)),
+    "val_loss": ("Validation\nloss", lambda value: _decimal(value, 4)),
+    "val_accuracy": ("Validation\naccuracy", lambda value: _percent(value)),
+    "learning_rate": ("Learning\nrate", lambda value: _scientific(value) if math.isfinite(value) else "–"),
+}
+LOG_COLUMN = 24  # epochs that stand in one column
+LOG_ROWS = 80  # epochs that are shown, in two columns
+
+
+@_styled
+def training_log(history: Iterable[Mapping]) -> Figure:
+    """The log of the training, a line an epoch, the kept epoch marked; `history` as in `accuracy_curve`.
+
+    More than `LOG_COLUMN` epochs stand in two columns; of more than `LOG_ROWS` every k-th from the first on is shown,
+    with the best and the last, and the picture says so.
+    """
+    run = _columns(history)
+    best, epochs = _best_epoch(run), len(run["epoch"])
+    shown, step = _thinned_epochs(epochs, best)
+    said = _best_in_words(run, best, "val_loss").removesuffix(".") + "."
+    if step > 1:
+        others = "the last" if best is None else "the best and the last"
+        said += f" Of {epochs:,} epochs every {_ordinal(step)} is shown, with {others}."
+    blocks = 1 if len(shown) <= LOG_COLUMN else 2
+    rows = -(-len(shown) // blocks)
+    size, line = (11, 0.27) if blocks == 1 else (8.5, 0.205)
+    body = 0.6 + line * max(rows, 1) + 0.1
+    figure = _page("Training, epoch by epoch", said, body, layout=None)
+    height, gap = figure.get_figheight(), 0.3
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.set_axis_off()
+    ax.set(xlim=(0, WIDTH), ylim=(height, 0))
+    if not epochs:
+        ax.text(WIDTH / 2, height - body / 2, "No epoch was trained", ha="center", va="center", color=MUTED)
+        return figure
+    wide = (WIDTH - 2 * MARGIN - gap * (blocks - 1)) / blocks
+    shares = np.cumsum([0.8, 0.95, 1.05, 1.1, 1.15, 1.0])
+    ends = (shares / shares[-1] * wide - 0.06).tolist()
+    for block in range(blocks):
+        left, top = MARGIN + block * (wide + gap), height - body + 0.5
+        for end, (head, _) in zip(ends, LOG.values(), strict=True):
+            ax.text(left + end, top, head, size=0.88 * size, weight="bold", ha="right", va="bottom", color=MUTED)
+        ax.hlines(top + 0.05, left, left + wide, color=LINE, linewidth=1)
+        for i, row in enumerate(shown[block * rows : (block + 1) * rows]):
+            y = top + 0.1 + (i + 0.5) * line
+            if row == best:
+                ax.add_patch(Rectangle((left, y - line / 2), wide, line, color=_tint(VALIDATION, 0.16), linewidth=0))
+                ax.text(left + 0.05, y, "★", size=size, va="center_baseline", color=VALIDATION)
+            for end, (name, (_, form)) in zip(ends, LOG.items(), strict=True):
+                ax.text(
+                    left + end, y, form(run[name][row]), size=size, ha="right", va="center_baseline",
+                    weight="bold" if row == best else "normal",
+                )  # fmt: skip
+    return figure
+
+
+def _thinned_epochs(epochs: int, best: int | None) -> tuple[list[int], int]:
+    """Indices of the epochs that the log shows, and which part of them that is: every k-th."""
+    for step in range(1, epochs + 1):
+        shown = sorted({*range(0, epochs, step), *([] if best is None else [best]), epochs - 1})
+        if len(shown) <= LOG_ROWS:
+            return shown, step
+    return [], 1
+
+
+def _ordinal(n: int) -> str:
+    ending = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
+    return f"{n}{ending}"
+
+
 def _columns(history: Iterable[Mapping]) -> dict[str, np.ndarray]:
     """Float columns, NaN where a row has no finite value; without an epoch the rows count from 1."""
     rows = _records(history)
@@ -1147,7 +1220,8 @@ def _score(p: float, threshold: float) -> str:
 
 
 def _scientific(value: float) -> str:
-    return np.format_float_scientific(value, precision=1, trim="-", exp_digits=1)
+    digits, exponent = f"{value:.1e}".split("e")
+    return f"{digits.removesuffix('.0')}e{int(exponent)}" if value else "0"
 
 
 def _integer(value: float | None) -> str:

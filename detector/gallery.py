@@ -24,6 +24,7 @@ def training(history: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     """Name and figure of each picture of the training; `history` has a row an epoch."""
     yield "accuracy", figures.accuracy_curve(history)
     yield "loss", figures.loss_curve(history)
+    yield "training_log", figures.training_log(history)
 
 
 def evaluation(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from detector.compare import LOWER_IS_BETTER
 from detector.errors import UserError, exit_on_user_error
-from detector.scoring import METRICS
+from detector.scoring import METRICS, POOLED
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -255,7 +255,7 @@ def _legend(rows: Sequence[Row]) -> list[str]:
 def _test_sets(metrics: Mapping[str, float]) -> list[str]:
     """The test sets that a run has scored."""
     names = (key.removesuffix(".n_real") for key in metrics if key.endswith(".n_real"))
-    return [name for name in names if f"{name}.threshold" in metrics]
+    return [name for name in names if name != POOLED and f"{name}.threshold" in metrics]
 
 
 def _matches(run: "Run", pattern: str) -> bool:

@@ -226,6 +226,7 @@ class EvaluateParams(Section):
     max_false_accusation_rate: Annotated[float, Field(ge=0, le=1)]
     target_error: Annotated[float, Field(ge=0, le=1)]
     bootstrap: Annotated[int, Field(ge=100, le=100_000)]
+    reencoded: bool
     stress_images: Annotated[int, Field(ge=0)]
     extra_sets: list[Annotated[str, Field(min_length=1)]]
 

@@ -21,7 +21,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from detector.model.export import DRAWN_SAMPLE
-from detector.scoring import FEW_GROUPS
+from detector.scoring import FEW_GROUPS, POOLED
 
 UNDEFINED = "not defined"
 ABOUT_RUN = ("commit", "uncommitted", "experiment", "mlflow_run")  # of `run`; its other keys are parameters
@@ -68,7 +68,7 @@ def render(
     Args:
         data, train, calibration, evaluation: what metrics/data.json, metrics/train.json, models/calibration.json and
             metrics/evaluate.json hold. The first test set is the home set, those with "seen_in_training" are
-            the extra ones.
+            the extra ones, and `POOLED` is all of them together.
         stress, by_attribute: metrics/stress.csv and metrics/by_attribute.csv; None or empty where there is none.
         pictures: name -> image file, the names as in metrics/plots/<name>.png. Each is shown where it
             belongs, one of an unknown name in an appendix; any may be absent.
@@ -76,20 +76,23 @@ def render(
             `params.flatten` gives them; they are listed, and a few explain what was chosen.
     """
     album = _Album(pictures)
+    pooled = evaluation.get(POOLED)
+    evaluation = {name: metrics for name, metrics in evaluation.items() if name != POOLED}
     stress = _numbers(stress, text=("name", "family", "arm"))
     by_attribute = _numbers(by_attribute, text=("set", "attribute", "value"))
     sections = [
         Section("verdict", "The verdict", _verdict(data, calibration, evaluation)),
         Section("tested", "What was tested", _tested(data, evaluation, album, run)),
         Section("choices", "How the choices were made", _choices(train, calibration, album, run)),
-        Section("results", "Results on each test set", _results(calibration, evaluation, album, run)),
+        Section("results", "Results on each test set", _results(calibration, evaluation, pooled, album, run)),
+        Section("format", "Does it go by the format of the files?", _format(evaluation)),
         Section("calibration", "What P(fake) means", _calibration(calibration, evaluation, album)),
         Section("unsure", "When it may say “unsure”", _unsure(calibration, evaluation, album, run)),
         Section("robustness", "What damage to the images costs", _robustness(evaluation, stress, album)),
         Section("attributes", "Is it as good for everybody?", _attributes(by_attribute)),
         Section("mistakes", "Images, and the surest mistakes", _mistakes(evaluation, album, run)),
         Section("looked", "Where it looked", _looked(evaluation, album, run)),
-        Section("limits", "What is not known", _limits(data, train, evaluation, by_attribute, run)),
+        Section("limits", "What is not known", _limits(data, train, evaluation, pooled, by_attribute, run)),
         Section("glossary", "The terms", [Glossary()]),
         Section("again", "How to do it again", _again(data, calibration, run)),
     ]
@@ -307,6 +310,10 @@ def _verdict(data: Mapping, calibration: Mapping, evaluation: Mapping[str, Mappi
             [
                 *_meaning(home, first),
                 *_guessing(elsewhere),
+                *(
+                    f"Once all images of “{name}” are saved alike, {_format_in_words(evaluation[name]['reencoded'])}"
+                    for name in _loses_by_format(evaluation)
+                ),
                 _band_in_words(calibration),
             ]
         ),
@@ -628,6 +635,11 @@ def _choices(train: Mapping, calibration: Mapping, album: _Album, run: Mapping) 
             f"Loss over {_count(epochs, 'epoch')}; at the one kept, {_decimal(best.get('val_loss'))} on validation.",
             "Loss on train and validation images, epoch by epoch.",
         ),
+        *album.take(
+            "training_log",
+            f"Table of {_count(epochs, 'epoch')}: loss and accuracy on train and validation images, learning rate.",
+            "The log of the training; the epoch that was kept is marked.",
+        ),
     ]
 
 
@@ -661,7 +673,9 @@ def _chosen_on(found: Mapping, chosen: str) -> list[Block]:
     ]
 
 
-def _results(calibration: Mapping, evaluation: Mapping[str, Mapping], album: _Album, run: Mapping) -> list[Block]:
+def _results(
+    calibration: Mapping, evaluation: Mapping[str, Mapping], pooled: Mapping | None, album: _Album, run: Mapping
+) -> list[Block]:
     home = next(iter(evaluation))
     notes = [
         f"{_percent(max(m['n_real'], m['n_fake']) / m['n'])} of “{name}” is "
@@ -712,6 +726,7 @@ def _results(calibration: Mapping, evaluation: Mapping[str, Mapping], album: _Al
             },
         ),
         *([Points(notes)] if notes else []),
+        *(_together(evaluation, pooled) if pooled else []),
         *_kinds(evaluation),
         *([Heading("On images from elsewhere"), Points(elsewhere)] if elsewhere else []),
         *album.take(
@@ -727,6 +742,117 @@ def _results(calibration: Mapping, evaluation: Mapping[str, Mapping], album: _Al
         *album.of_sets("confusion_matrix", "What was called what", evaluation, _calls),
         *album.of_sets("classification_report", "How well each class is recognised", evaluation, _calls),
     ]
+
+
+def _together(evaluation: Mapping[str, Mapping], pooled: Mapping) -> list[Block]:
+    """All test sets as one."""
+    rows = {
+        "Called right": "accuracy",
+        "Real called fake": "false_accusation_rate",
+        "Fake called real": "missed_fake_rate",
+        "Balanced accuracy": "balanced_accuracy",
+        "AUC": "auc",
+        "Calibration error": "ece",
+    }
+    said = f"All {len(evaluation)} test sets together, {_count(pooled['n'], 'image')}, at the one threshold"
+    return [
+        Heading("All test sets together"),
+        Text(
+            "Out in the world nobody says which test set an image resembles, so one threshold has to do for all. Here "
+            "the images of all sets are one set. Every image counts alike, so a larger set counts for more. Images of "
+            "one source that stand in two sets are drawn together for the intervals."
+        ),
+        Table(said, ["Figure", "Value"], [[what, _figure(pooled, key)] for what, key in rows.items()]),
+        Points([_scales_in_words(pooled)]),
+    ]
+
+
+def _scales_in_words(pooled: Mapping) -> str:
+    """Whether the scores of the test sets lie on one scale."""
+    within = pooled["within_sets"]
+    if within["difference"] is None:
+        return f"Whether the sets' scores lie on one scale is {UNDEFINED}: no set has real and fake images."
+    said = (
+        f"Of a real and a fake image of one set, the fake scores higher in {_percent(within['auc'])} of the cases; of "
+        f"any real and any fake image of all sets, in {_percent(pooled['auc'])}. "
+    )
+    if within["low"] is None:
+        return f"{said}There are too few groups for an interval of the difference."
+    between = f"(95 % interval of the difference {_signed_between(within)})"
+    if within["high"] < 0:
+        return f"{said}What is a high score on one set is a low one on another {between}: no threshold suits them all."
+    if within["low"] > 0:
+        return f"{said}The sets are told apart more easily than the images of one {between}."
+    return f"{said}No difference can be seen {between}: the sets' scores lie on one scale, as far as this shows."
+
+
+def _signed_between(found: Mapping) -> str:
+    return f"{found['low']:+.3f} to {found['high']:+.3f}"
+
+
+def _format(evaluation: Mapping[str, Mapping]) -> list[Block]:
+    known = {name: metrics for name, metrics in evaluation.items() if "reencoded" in metrics}
+    if not known:
+        return [
+            Text(
+                "The test sets were not scored in one format: whether it goes by the format of the files is not known."
+            )
+        ]
+
+    def change(metrics: Mapping) -> str:
+        found = metrics["auc_difference"]
+        said = UNDEFINED if found["difference"] is None else f"{found['difference']:+.3f}"
+        return said if found["low"] is None else _two_lines(said, _signed_between(found))
+
+    in_format = {name: {**metrics, **metrics["reencoded"]} for name, metrics in known.items()}
+    return [
+        Text(
+            "If the fakes of a data set are files of another kind than its real images (PNG and JPEG, or JPEG of two "
+            "qualities), a detector can tell them apart without looking at a face. So every test image, real or fake, "
+            "was saved once more as the same kind of JPEG, at its size, and scored again."
+        ),
+        _table_of_sets(
+            "All images in one format",
+            in_format,
+            {
+                "AUC": lambda m: _figure(m, "auc"),
+                "Change, from the images as they are": change,
+                "Called right": lambda m: _figure(m, "accuracy"),
+                "Real called fake": lambda m: _figure(m, "false_accusation_rate"),
+                "Fake called real": lambda m: _figure(m, "missed_fake_rate"),
+            },
+        ),
+        Points([f"On “{name}”, {_format_in_words(metrics['reencoded'])}" for name, metrics in known.items()]),
+        Text(
+            "A loss has one of two reasons that this cannot tell apart: the detector went by the format, or the traces "
+            "of forgery that it went by are too fine to outlast a JPEG. No loss does not clear it of everything that "
+            "files have: traces of much stronger compression, and the size of an image, are still there."
+        ),
+    ]
+
+
+def _format_in_words(found: Mapping) -> str:
+    change = found["auc_difference"]
+    if change["difference"] is None:
+        return f"the change is {UNDEFINED}: it needs real and fake images."
+    if change["low"] is None:
+        return "there are too few groups to say whether a change is more than luck."
+    if change["high"] < 0:
+        said = f"it loses {-change['difference']:.3f} of AUC "
+        said += f"(95 % interval {-change['high']:.3f} to {-change['low']:.3f})"
+        guesses = found["intervals"]["auc"]["low"] <= 0.5
+        return f"{said}; what is left cannot be told from guessing." if guesses else f"{said}."
+    if change["low"] > 0:
+        return (
+            f"it gains {change['difference']:.3f} of AUC (95 % interval {change['low']:.3f} to {change['high']:.3f})."
+        )
+    return "no change can be seen that is more than luck."
+
+
+def _loses_by_format(evaluation: Mapping[str, Mapping]) -> list[str]:
+    """The test sets whose AUC is lower in one format, by more than luck."""
+    changes = {name: metrics.get("reencoded", {}).get("auc_difference") for name, metrics in evaluation.items()}
+    return [name for name, change in changes.items() if change and change["high"] is not None and change["high"] < 0]
 
 
 def _kinds(evaluation: Mapping[str, Mapping]) -> list[Block]:
@@ -1023,11 +1149,12 @@ def _limits(
     data: Mapping,
     train: Mapping,
     evaluation: Mapping[str, Mapping],
+    pooled: Mapping | None,
     by_attribute: pd.DataFrame | None,
     run: Mapping,
 ) -> list[Block]:
     limits = [
-        *_limits_of_sets(evaluation, run),
+        *_limits_of_sets(evaluation, pooled, run),
         *_limits_of_data(data, evaluation, run),
         *_limits_of_scope(data, train, evaluation, by_attribute, run),
     ]
@@ -1046,7 +1173,9 @@ def _limits(
     ]
 
 
-def _limits_of_sets(evaluation: Mapping[str, Mapping], run: Mapping) -> Iterator[tuple[str, str]]:
+def _limits_of_sets(
+    evaluation: Mapping[str, Mapping], pooled: Mapping | None, run: Mapping
+) -> Iterator[tuple[str, str]]:
     smaller = {name: min(n for n in (m["n_real"], m["n_fake"]) if n) for name, m in evaluation.items()}
     few = [f"“{name}” {n:,} ({_points(1 / n)})" for name, n in smaller.items() if n < FEW_IMAGES]
     if few:
@@ -1082,6 +1211,12 @@ def _limits_of_sets(evaluation: Mapping[str, Mapping], run: Mapping) -> Iterator
                 f"At most {_percent(limit)} of the real validation images are called fake. On test images: "
                 f"{', '.join(above)}.",
             )
+    if pooled and (pooled["within_sets"]["high"] or 0) < 0:
+        yield (
+            "One threshold does not suit all test sets",
+            f"Their scores do not lie on one scale: AUC {_decimal(pooled['auc'])} over all sets together, "
+            f"{_decimal(pooled['within_sets']['auc'])} within them.",
+        )
 
 
 def _limits_of_data(data: Mapping, evaluation: Mapping[str, Mapping], run: Mapping) -> Iterator[tuple[str, str]]:
@@ -1125,6 +1260,13 @@ def _limits_of_data(data: Mapping, evaluation: Mapping[str, Mapping], run: Mappi
         yield "Shortcuts unknown", "It was not checked whether something trivial about the files gives the class away."
     elif shortcuts["warnings"]:
         yield "Shortcuts", " ".join(shortcuts["warnings"])
+    if lost := _loses_by_format(evaluation):
+        yield (
+            "The format of the files",
+            f"AUC falls when all images are saved alike, on {_listed(lost)}: it may go by the format.",
+        )
+    elif not any("reencoded" in metrics for metrics in evaluation.values()):
+        yield "Format unknown", "The test sets were not scored in one format: whether it goes by that is not known."
 
 
 def _limits_of_scope(

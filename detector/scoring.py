@@ -3,7 +3,8 @@
 Throughout, `labels` is an int array of shape (n,), 0 = real and 1 = fake; `p_fake` a float array of shape
 (n,), P(fake) in 0..1; an image is called fake when its score is at least `threshold`. `groups` holds n
 hashables: images with the same one share a source (photo, video, person) and are resampled together; a
-missing one (None, "" or NaN) is a source of its own. What the data leave undefined is None, never NaN.
+missing one (None, "" or NaN) is a source of its own. `sets` holds n hashables, the test set of each image, where
+images of several are scored together. What the data leave undefined is None, never NaN.
 Mismatched lengths, no images, labels other than 0 and 1 and scores outside 0..1 raise `UserError`.
 
 Intervals are percentile bootstrap intervals (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, ch.
@@ -11,8 +12,14 @@ Intervals are percentile bootstrap intervals (Efron & Tibshirani, An Introductio
 2008, the pairs cluster bootstrap). Their limits: with fewer than about 50 groups they are too narrow; a
 metric on its bound (no error seen) gets an interval of no width, which is not certainty. Resampling adds noise
 that ECE takes for miscalibration, so its interval alone is the basic one, mirrored at the estimate.
+
+Of several test sets together, groups are drawn within strata (Davison & Hinkley, Bootstrap Methods and their
+Application, 1997, ch. 3): a stratum is the groups that lie in the same sets. So every resample has as many groups of
+each set as there are, and a group that lies in two, such as one photo clean and damaged, comes or goes in both. A
+group alone in its stratum is in every resample and adds nothing to the width.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +29,7 @@ from detector.errors import UserError
 
 EPSILON = 1e-7  # probabilities are kept this far from 0 and 1 before a logarithm, as Keras does
 ECE_BINS = 15
+POOLED = "pooled"  # where results stand by test set: all of them together; no test set bears the name
 FEW_GROUPS = 50  # with 30 to 34 a simulated 95 % interval of the AUC held the truth in 87 to 91 of 100 trials
 RANKING = ("auc", "average_precision", "eer", "tpr_at_fpr_1pct", "tpr_at_fpr_01pct")
 METRICS = (
@@ -146,17 +154,18 @@ def bootstrap(
     n: int = 1000,
     seed: Seed = 0,
     confidence: float = 0.95,
+    sets: Sequence[Hashable] | None = None,
 ) -> dict[str, Interval | None]:
     """{metric: {"low", "high"}} from `n` resamples of the groups (without `groups`, of the images).
 
     A resample in which a metric is undefined does not count for it; where none counts, and where there are
-    fewer than two groups, the interval is None.
+    fewer than two groups (with `sets`, in every stratum), the interval is None.
     """
     labels, p_fake = checked(labels, p_fake)
     _known(metrics)
     codes = _codes(groups, labels)
     ranked = _rank(labels, p_fake, threshold, codes)
-    chunks = [_evaluate(ranked, draws, metrics) for draws in _draws(codes, n, seed)]
+    chunks = [_evaluate(ranked, draws, metrics) for draws in _draws(codes, n, seed, sets)]
     found = {name: _interval(_joined(chunks, name), confidence) for name in metrics}
     if found.get("ece"):
         found["ece"] = _reflected(found["ece"], score(labels, p_fake)["ece"])
@@ -219,6 +228,41 @@ def paired_bootstrap(
             "p_value": min(1.0, float(2 * rarer / (len(differences) + 1))) if len(differences) else None,
         }
     return found
+
+
+def auc_within_sets(
+    labels: np.ndarray,
+    p_fake: np.ndarray,
+    sets: Sequence[Hashable],
+    groups: Sequence[Hashable] | None = None,
+    n: int = 1000,
+    seed: Seed = 0,
+    confidence: float = 0.95,
+) -> dict[str, float | None]:
+    """What the AUC of several test sets together loses to their scores lying on different scales.
+
+    The pooled AUC is the chance that a fake image scores above a real one, whichever sets the two are from; this one
+    asks it of two images of one set, so that a shift of all scores of a set leaves it alone. The first falls below
+    the second where what is high for one set is low for another, and every set would need a threshold of its own.
+
+    Returns:
+        auc: the mean of the sets' AUCs, weighted by their pairs of a fake and a real image. difference: the pooled
+        AUC minus that; low, high: its interval, from the resamples that `bootstrap` draws with these `sets` and seed.
+    """
+    labels, p_fake = checked(labels, p_fake)
+    codes, of_set = _codes(groups, labels), _codes(sets, labels)
+    whole = _rank(labels, p_fake, 0.5, codes)
+    parts = [_rank(labels[own], p_fake[own], 0.5, codes[own]) for own in (of_set == k for k in range(of_set.max() + 1))]
+
+    def within_and_across(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        right, pairs = np.sum([_pairs(*_curve(part, draws)) for part in parts], axis=0)
+        return _ratio(right, pairs), _ratio(*_pairs(*_curve(whole, draws)))
+
+    (within,), (across,) = within_and_across(np.ones((1, codes.max() + 1)))
+    differences = [np.subtract(*reversed(within_and_across(draws))) for draws in _draws(codes, n, seed, sets)]
+    differences = np.concatenate(differences) if differences else np.empty(0)
+    interval = _interval(differences[~np.isnan(differences)], confidence) or {"low": None, "high": None}
+    return {"auc": _number(within), "difference": _number(across - within), **interval}
 
 
 def roc_points(labels: np.ndarray, p_fake: np.ndarray, max_points: int = 500) -> dict[str, np.ndarray] | None:
@@ -434,12 +478,17 @@ def _curve(ranked: _Ranked, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return tp, called - tp
 
 
+def _pairs(tp: np.ndarray, fp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of a fake and a real image, (B,) each: those with the fake ahead, ties counted half, and all."""
+    area = np.einsum("ij,ij->i", np.diff(fp), tp[:, 1:] + tp[:, :-1]) / 2
+    return area, tp[:, -1] * fp[:, -1]
+
+
 def _rankings(tp: np.ndarray, fp: np.ndarray) -> dict[str, np.ndarray]:
     fake, real = tp[:, -1], fp[:, -1]
     both = np.where((fake > 0) & (real > 0), 1.0, np.nan)
     rows = np.arange(len(tp))
 
-    area = np.einsum("ij,ij->i", np.diff(fp), tp[:, 1:] + tp[:, :-1]) / 2
     called = tp[:, 1:] + fp[:, 1:]
     precision = tp[:, 1:] / np.maximum(called, 1)  # counts are whole: below 1 nothing is called
 
@@ -455,7 +504,7 @@ def _rankings(tp: np.ndarray, fp: np.ndarray) -> dict[str, np.ndarray]:
         return both * _ratio(tp[rows, (fp <= allowed[:, None]).sum(axis=1) - 1], fake)
 
     return {
-        "auc": _ratio(area, fake * real),
+        "auc": _ratio(*_pairs(tp, fp)),
         "average_precision": both * _ratio(np.einsum("ij,ij->i", np.diff(tp), precision), fake),
         "eer": both * _ratio(equal, real),
         "tpr_at_fpr_1pct": tpr_at(0.01),
@@ -463,17 +512,31 @@ def _rankings(tp: np.ndarray, fp: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def _draws(codes: np.ndarray, n: int, seed: Seed) -> Iterator[np.ndarray]:
+def _draws(codes: np.ndarray, n: int, seed: Seed, sets: Sequence[Hashable] | None = None) -> Iterator[np.ndarray]:
     """`n` resamples as float counts (B, groups), B at a time: few enough for the processor's cache."""
     rng = np.random.default_rng(seed)
     groups = int(codes.max()) + 1
-    if groups < 2:
+    strata = [np.arange(groups)] if sets is None else _strata(codes, sets)
+    if all(len(members) < 2 for members in strata):
         return
     at_once = max(1, 2**18 // len(codes))
     for start in range(0, n, at_once):
         rows = min(at_once, n - start)
-        picks = rng.integers(groups, size=(rows, groups)) + groups * np.arange(rows)[:, None]
+        drawn = [members[rng.integers(len(members), size=(rows, len(members)))] for members in strata]
+        picks = np.concatenate(drawn, axis=1) + groups * np.arange(rows)[:, None]
         yield np.bincount(picks.ravel(), minlength=rows * groups).reshape(rows, groups).astype(np.float64)
+
+
+def _strata(codes: np.ndarray, sets: Sequence[Hashable]) -> list[np.ndarray]:
+    """The numbers of the groups that lie in the same sets, an array for each combination of sets that there is."""
+    _same_length(sets, codes, "sets")
+    lies_in: dict[int, set[Hashable]] = defaultdict(set)
+    for code, name in zip(codes.tolist(), sets, strict=True):
+        lies_in[code].add(name)
+    strata: dict[frozenset[Hashable], list[int]] = defaultdict(list)
+    for code, names in lies_in.items():
+        strata[frozenset(names)].append(code)
+    return [np.array(members) for members in strata.values()]
 
 
 def _band(

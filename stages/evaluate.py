@@ -23,6 +23,8 @@ from detector.evaluation import (
     evaluate,
     forged_regions,
     localisation,
+    pooled,
+    reencode,
     showcase,
     stress_ladder,
     stress_summary,
@@ -45,6 +47,7 @@ from detector.paths import (
 )  # fmt: skip
 from detector.predict import Detector, network_outputs
 from detector.results import read_text, write_heatmaps, write_json
+from detector.scoring import POOLED
 
 BATCH_SIZE = 32
 
@@ -80,7 +83,8 @@ def main() -> None:
         output = outputs(rows, None, folder, name)
         if name == "test":  # by now compiled
             speed = len(rows) / (time.perf_counter() - started)
-        found[name] = evaluate(rows, output, calibration, classes, settings.bootstrap, seed)
+        again = outputs(rows, reencode, folder, f"{name}, re-encoded") if settings.reencoded else None
+        found[name] = evaluate(rows, output, calibration, classes, settings.bootstrap, seed, again)
         found[name].metrics.update(extra.get(name, {}))
         sheet = showcase(found[name].predictions, calibration.threshold)
         shown.append(sheet[["set", "path"]].assign(heat=list(heat(rows.loc[sheet.index], folder))))
@@ -95,6 +99,9 @@ def main() -> None:
 
     calibration_file = save_calibration(calibration, MODEL, chosen_on)
     evaluation = {name: result.metrics for name, result in found.items()}
+    predictions = pd.concat([result.predictions for result in found.values()])
+    if len(found) > 1:
+        evaluation[POOLED] = pooled(predictions, calibration.threshold, settings.bootstrap, seed)
     write_json(EVALUATION, evaluation)
     write_heatmaps(HEATMAPS, pd.concat(shown))
     ladder.to_csv(STRESS, index=False)
@@ -123,16 +130,23 @@ def main() -> None:
 
 
 def report(evaluation: dict[str, dict]) -> None:
-    """Print each set's headline numbers with their 95 % intervals, and what was left out of it."""
-    shown = {"accuracy": ("right", ".1%"), "auc": ("AUC", ".3f"), "false_accusation_rate": ("real called fake", ".1%")}
-    for name, metrics in evaluation.items():
+    """Print each set's headline numbers with their 95 % intervals, those in one format, and what was left out of it."""
+
+    def headlines(metrics: dict) -> str:
+        shown = {"accuracy": ("right", ".1%"), "auc": ("AUC", ".3f")}
+        shown |= {"false_accusation_rate": ("real called fake", ".1%")}
         numbers = []
         for key, (said, form) in shown.items():
             if metrics[key] is not None:
                 interval = metrics["intervals"][key]
                 between = f" ({interval['low']:{form}} to {interval['high']:{form}})" if interval else ""
                 numbers.append(f"{said} {metrics[key]:{form}}{between}")
-        print(f"{name:16s} n {metrics['n']:,}  " + "  ".join(numbers))
+        return "  ".join(numbers)
+
+    for name, metrics in evaluation.items():
+        print(f"{name:16s} n {metrics['n']:,}  {headlines(metrics)}")
+        if "reencoded" in metrics:
+            print(f"{'':16s} in one format: {headlines(metrics['reencoded'])}")
         if metrics.get("set_aside"):
             print(
                 f"{'':16s} set aside: {metrics['set_aside']:,}; of the set {metrics['seen_in_training']:,} stand in the"

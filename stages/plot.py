@@ -40,7 +40,7 @@ def main() -> None:
             f"{EVALUATION}: made with another calibration than {CALIBRATION}; run `dvc repro -s -f evaluate`"
         )
     in_prepared = test_sets(read_manifest(PREPARED))
-    places = {name: PREPARED if name in in_prepared else EXTRA / name for name in evaluation}
+    places = {name: PREPARED if name in in_prepared else EXTRA / name for name in predictions["set"].unique()}
 
     pictures = [
         gallery.training(read_table(HISTORY, texts=[])),

@@ -116,10 +116,17 @@ def test_repro_writes_what_the_readme_promises(trained):
                   "models/model.keras", "models/calibration.json"):  # fmt: skip
         assert (trained.folder / place).stat().st_size > 0, place
     evaluation = trained.read("metrics/evaluate.json")
+    pooled = evaluation.pop("pooled")
     assert [(name, metrics["n"]) for name, metrics in evaluation.items()] == [
         ("test", 16), ("test_perturbed", 16), ("elsewhere", 7)
     ]  # fmt: skip
+    assert pooled["n"] == 39 and pooled["threshold"] == evaluation["test"]["threshold"]
+    # The images of `test` and of `test_perturbed` share their people.
+    assert pooled["n_groups"] == evaluation["test"]["n_groups"] + evaluation["elsewhere"]["n_groups"]
     for metrics in evaluation.values():
+        assert metrics["reencoded"]["auc_difference"]["difference"] == pytest.approx(
+            metrics["reencoded"]["auc"] - metrics["auc"]
+        )
         assert {"accuracy", "loss", "auc", "per_class", "confusion", "intervals", "selective"} <= metrics.keys()
         assert set(metrics["per_class"]["fake"]) == {"precision", "recall", "f1", "support"}
         assert metrics["threshold"] == trained.read("models/calibration.json")["threshold"]
@@ -133,7 +140,8 @@ def test_repro_writes_what_the_readme_promises(trained):
     assert all(0 <= float(row["p_fake"]) <= 1 for row in predictions)
     pictures = {file.name for file in (trained.folder / "metrics/plots").iterdir()}
     assert pictures >= {
-        "accuracy.png", "loss.png", "roc.png", "precision_recall.png", "robustness_ladder.png", "sample.png",
+        "accuracy.png", "loss.png", "training_log.png", "sample.png",
+        "roc.png", "precision_recall.png", "robustness_ladder.png",
         *(f"{name}_{of}.png"
           for of in ("test", "test_perturbed", "elsewhere")
           for name in ("predictions", "mistakes", "heat", "reliability", "scores", "risk_coverage",
@@ -171,6 +179,9 @@ def test_the_run_holds_everything(trained):
     assert [m.step for m in client.get_metric_history(run.info.run_id, "val_loss")] == [1, 2]
     evaluation = trained.read("metrics/evaluate.json")
     assert run.data.metrics["test.auc"] == pytest.approx(evaluation["test"]["auc"])
+    again = evaluation["test"]["reencoded"]["auc_difference"]["difference"]
+    assert run.data.metrics["test.reencoded.auc_difference.difference"] == pytest.approx(again)
+    assert run.data.metrics["pooled.auc"] == pytest.approx(evaluation["pooled"]["auc"])
     assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {"metrics", "plots"}
     assert "metrics/report.html" in {file.path for file in client.list_artifacts(run.info.run_id, "metrics")}
     versions = client.search_model_versions("name = 'deepfake-detector'")

@@ -26,6 +26,7 @@ from detector.errors import UserError, exit_on_user_error
 from detector.params import flatten, load_params
 from detector.paths import project_root
 from detector.results import write_json
+from detector.scoring import POOLED
 
 HERE = Path(__file__).resolve().parent
 FIGURES = ("auc", "accuracy", "ece", "false_accusation_rate")
@@ -199,7 +200,7 @@ def outcome(run) -> dict:
     attributes = pd.read_csv(io.BytesIO(read("by_attribute.csv")))
     sources = attributes[(attributes["set"] == "test") & (attributes["attribute"] == "source")]
     sets = {row["value"]: row for row in sources.to_dict("records")} or {"test": evaluation["test"]}
-    sets |= {name: values for name, values in evaluation.items() if name != "test"}
+    sets |= {name: values for name, values in evaluation.items() if name not in ("test", POOLED)}
     sets = {name: {figure: values[figure] for figure in FIGURES} for name, values in sets.items()}
     return {"validation_loss": json.loads(read("calibration.json"))["chosen_on"]["loss"], "test_sets": sets}
 

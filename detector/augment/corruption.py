@@ -87,6 +87,17 @@ def perturb(
     return out
 
 
+def through_jpeg(image: Image, quality: int, sampling: int) -> Image:
+    """`image` written to a JPEG file and read again.
+
+    Args:
+        quality: 0..100, as libjpeg has it. sampling: of the colour, one of cv2's IMWRITE_JPEG_SAMPLING_FACTOR_*.
+    """
+    settings = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)
+    return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+
+
 @cache
 def _families(arms: tuple[Arm, ...]) -> list[list[str]]:
     known = sorted({c.arm for c in CORRUPTIONS.values()})
@@ -111,10 +122,7 @@ def _px(image: Image, length: float) -> float:
 def jpeg(image: Image, strength: float, rng: np.random.Generator) -> Image:
     """JPEG at quality 100 down to 30, with or without chroma subsampling."""
     sampling = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420)[rng.integers(2)]
-    quality = round(100 - 70 * strength)
-    settings = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)
-    return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+    return through_jpeg(image, round(100 - 70 * strength), sampling)
 
 
 def _shrunk(image: Image, factor: float, down: int, up: int) -> Image:

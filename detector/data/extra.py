@@ -13,6 +13,7 @@ from detector.errors import UserError
 from detector.params import Params
 from detector.paths import existing_path
 from detector.results import write_json
+from detector.scoring import POOLED
 
 KEY = "evaluate.extra_sets"
 LONGEST = 60  # characters of a name that becomes part of file names
@@ -73,7 +74,7 @@ def set_names(places: Sequence[Path], taken: Collection[str]) -> list[str]:
         for parts in ([own], [place.parent.name, own], [place.parent.parent.name, place.parent.name, own]):
             name = re.sub(r"[^\w.-]+", "_", "-".join(filter(None, parts))).strip("._-")
             name = name[:LONGEST]
-            if name and name.lower() not in {other.lower() for other in [*names, *taken, "sets.json"]}:
+            if name and name.lower() not in {other.lower() for other in [*names, *taken, "sets.json", POOLED]}:
                 names.append(name)
                 break
         else:

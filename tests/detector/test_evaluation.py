@@ -7,19 +7,23 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss, roc_auc
 
 from detector.augment.corruption import CORRUPTIONS, SEVERITIES, corrupt
 from detector.calibration import UNCALIBRATED, Calibration
+from detector.data.decode import decode
 from detector.evaluation import (
     ATTRIBUTE_COLUMNS,
     RUNG_COLUMNS,
     by_attribute,
     choose_calibration,
     evaluate,
+    in_one_format,
     localisation,
+    pooled,
+    reencode,
     showcase,
     stress_ladder,
     stress_summary,
     with_known_forgery,
 )
-from detector.scoring import METRICS, score
+from detector.scoring import METRICS, bootstrap, score
 
 KINDS = ["camera", "swap"]
 CALIBRATED = Calibration(temperature=2.0, threshold=0.6, unsure=(0.4, 0.8))
@@ -227,6 +231,154 @@ def test_a_set_with_a_class_that_the_model_does_not_know_is_real_or_fake(three_k
     assert found.metrics["per_class"]["fake"]["support"] == 60
     assert "classes" not in found.metrics
     assert found.metrics["auc"] == pytest.approx(roc_auc_score(rows["label"], 1 - outputs[:, 0]))
+
+
+# ---- one format ------------------------------------------------------------------------------------------------
+
+
+def fine_colour(image: np.ndarray) -> float:
+    """A detector that has learnt the format: a JPEG with halved colour has no colour that changes pixel by pixel."""
+    colour = image[..., 0].astype(float) - image[..., 2]
+    return float(np.exp(-np.abs(np.diff(colour, axis=1)).mean() / 8))
+
+
+def test_a_detector_that_has_learnt_the_format_is_found_out(photo, encode):
+    """Real images are PNG files, fakes JPEGs, and nothing else tells them apart."""
+    noise = np.random.default_rng(0)
+    rows = rows_of(60)
+    images = []
+    for i, label in enumerate(rows["label"]):
+        pixels = np.uint8(photo(48, 48, seed=i) * 0.8 + noise.integers(0, 40, (48, 48, 3)))
+        images.append(decode(encode(pixels, "JPEG", quality=90) if label else encode(pixels, "PNG")))
+    as_they_are, again = (np.array([fine_colour(change(image)) for image in images]) for change in (np.copy, reencode))
+    found = evaluate(rows, as_they_are, UNCALIBRATED, KINDS, resamples=300, seed=0, reencoded=again)
+    assert found.metrics["auc"] == 1
+    found_out = found.metrics["reencoded"]
+    assert 0.3 < found_out["auc"] < 0.7
+    assert found_out["auc_difference"]["high"] < -0.2
+    assert found_out["intervals"]["auc"]["low"] < 0.5
+    np.testing.assert_allclose(found.predictions["p_fake_reencoded"], again, atol=1e-6)
+
+
+def test_an_honest_detector_loses_nothing(network):
+    rows = rows_of(40)
+    plain, again = network(rows, None), network(rows, reencode)  # brightness outlasts a JPEG
+    found = in_one_format(rows, plain, again, 0.5, resamples=200, seed=0)
+    assert found["auc_difference"]["low"] <= 0 <= found["auc_difference"]["high"]
+    assert abs(found["auc_difference"]["difference"]) < 0.02
+
+
+def test_every_image_goes_through_the_same_jpeg_at_its_own_size(photo, encode):
+    image = photo(37, 51, seed=3)
+    found = reencode(image, 7)
+    assert found.shape == image.shape and found.dtype == np.uint8 and not np.array_equal(found, image)
+    np.testing.assert_array_equal(found, reencode(image, 8))  # nothing is drawn
+    theirs = decode(encode(image, "JPEG", quality=75, subsampling=2))
+    assert np.abs(found.astype(int) - theirs).mean() < 1  # another encoder, the same format
+
+
+def test_figures_in_one_format_by_hand():
+    rows = rows_of(8)  # real and fake in turn
+    plain = np.array([0.1, 0.9, 0.2, 0.8, 0.3, 0.7, 0.4, 0.6])
+    again = np.array([0.1, 0.9, 0.2, 0.8, 0.7, 0.3, 0.4, 0.6])  # the third pair has changed places
+    found = in_one_format(rows, plain, again, 0.5, resamples=200, seed=0)
+    assert found["accuracy"] == 6 / 8
+    assert found["false_accusation_rate"] == found["missed_fake_rate"] == 1 / 4
+    assert found["auc"] == 13 / 16  # the fake at 0.3 is below 0.7 and 0.4, the one at 0.6 below 0.7
+    assert found["auc_difference"]["difference"] == 13 / 16 - 1
+    assert found["intervals"] == bootstrap(
+        rows["label"], again, rows["group"].tolist(), 0.5, list(found["intervals"]), n=200
+    )
+    assert set(found["intervals"]) == {"accuracy", "auc", "false_accusation_rate", "missed_fake_rate"}
+    same = in_one_format(rows, plain, plain, 0.5, resamples=200, seed=0)
+    assert same["auc_difference"] == {"difference": 0, "low": 0, "high": 0}
+
+
+def test_a_set_of_one_class_has_no_auc_in_one_format_either():
+    rows = rows_of(20)
+    rows = rows[rows["label"] == 1].reset_index(drop=True)
+    found = evaluate(rows, outputs_for(rows), UNCALIBRATED, KINDS, 100, 0, outputs_for(rows, seed=1)).metrics
+    assert found["reencoded"]["auc_difference"] == dict.fromkeys(("difference", "low", "high"))
+    assert found["reencoded"]["accuracy"] is not None
+
+
+def test_without_it_nothing_speaks_of_one_format():
+    rows = rows_of(20)
+    found = evaluate(rows, outputs_for(rows), UNCALIBRATED, KINDS, resamples=100, seed=0)
+    assert "reencoded" not in found.metrics and "p_fake_reencoded" not in found.predictions
+
+
+# ---- all sets together -----------------------------------------------------------------------------------------
+
+
+def scored_sets(**scores: np.ndarray) -> pd.DataFrame:
+    """Predictions of sets of these names, real and fake in turn."""
+    tables = []
+    for name, p_fake in scores.items():
+        rows = rows_of(len(p_fake), name)
+        rows["group"] = name + "/" + rows["group"]
+        tables.append(evaluate(rows, np.asarray(p_fake), UNCALIBRATED, KINDS, 100, 0).predictions)
+    return pd.concat(tables)
+
+
+def test_a_detector_that_needs_a_threshold_per_set_is_found_out():
+    rng = np.random.default_rng(0)
+    base = np.tile([0.1, 0.35], 40) + rng.random(80) * 0.1
+    table = scored_sets(test=base, elsewhere=base + 0.5)  # each without a fault: below and above 0.3, or 0.8
+    found = pooled(table, 0.5, resamples=300, seed=0)
+    for _, rows in table.groupby("set"):
+        assert score(rows["label"], rows["p_fake"])["auc"] == 1
+    assert (found["n"], found["n_real"], found["n_fake"], found["threshold"]) == (160, 80, 80, 0.5)
+    # At 0.5 all of one set are called real and all of the other fake; a quarter of the pairs is the wrong way round.
+    assert found["accuracy"] == found["balanced_accuracy"] == 0.5
+    assert found["false_accusation_rate"] == found["missed_fake_rate"] == 0.5
+    assert found["auc"] == pytest.approx(0.75)
+    assert found["within_sets"]["auc"] == 1 and found["within_sets"]["difference"] == pytest.approx(-0.25)
+    assert found["within_sets"]["high"] < -0.2
+    assert found["intervals"]["accuracy"] == {"low": 0.5, "high": 0.5}
+    # One that has one scale for both does not lose by it.
+    fair = pooled(scored_sets(test=base, elsewhere=base), 0.3, resamples=300, seed=0)
+    assert fair["auc"] == fair["accuracy"] == 1 and fair["within_sets"]["difference"] == 0
+
+
+def test_every_image_counts_alike():
+    right, wrong = np.tile([0.1, 0.9], 30), np.tile([0.9, 0.1], 5)
+    found = pooled(scored_sets(test=right, other=wrong), 0.5, resamples=100, seed=0)
+    assert found["n"] == 70 and found["accuracy"] == pytest.approx(60 / 70)
+    assert found["false_accusation_rate"] == pytest.approx(5 / 35)
+    # 0.9 for 30 of 35 fakes and 5 of 35 real ones, 0.1 for the others: both bins are off by 0.9 - 30 / 35.
+    assert found["ece"] == pytest.approx(0.9 - 30 / 35)
+    assert set(found["intervals"]) == set(METRICS)
+
+
+def test_two_versions_of_one_image_are_resampled_together():
+    scores = outputs_for(rows_of(80))
+    once = pooled(scored_sets(test=scores), 0.5, resamples=500, seed=0)
+    twice = pooled(scored_sets(test=scores, test_perturbed=scores), 0.5, resamples=500, seed=0)
+    assert twice["n"] == 160 and once["n_groups"] == twice["n_groups"] == 40
+    assert twice["intervals"]["accuracy"] == pytest.approx(once["intervals"]["accuracy"])  # a copy is no news
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        (("test/p1", "test"), ("test_perturbed/p1", "test_perturbed"), True),
+        (("test/test-0001", "test"), ("test_perturbed/test-0001", "test_perturbed"), True),
+        (("Test/Fake/1.png", "test"), ("Test-Fog/Fake/1.jpg", "test_fog"), True),
+        (("Fake/Testing/1.png", "test"), ("Fake/Test_Fog/1.JPEG", "test_fog"), True),
+        (("videos/test/v.1", "test"), ("videos/test_fog/v.1", "test_fog"), True),
+        (("Test/Real/1.png", "test"), ("Real/1.jpg", "elsewhere"), True),
+        (("test/v.1", "test"), ("test_fog/v.2", "test_fog"), False),
+        (("Test/Fake/1.png", "test"), ("Test_Fog/Real/1.png", "test_fog"), False),
+        (("videos/test/1", "test"), ("portraits/test_fog/1", "test_fog"), False),
+        (("test/test", "test"), ("test/Test", "test"), False),
+    ],
+)
+def test_which_groups_of_two_sets_are_one(one, other, alike):
+    predictions = scored_sets(a=np.array([0.2, 0.8]), b=np.array([0.3, 0.7]))
+    (group_a, set_a), (group_b, set_b) = one, other
+    predictions["group"], predictions["set"] = [group_a] * 2 + [group_b] * 2, [set_a] * 2 + [set_b] * 2
+    assert pooled(predictions, 0.5, resamples=100, seed=0)["n_groups"] == (1 if alike else 2)
 
 
 # ---- by_attribute ----------------------------------------------------------------------------------------------

@@ -108,7 +108,70 @@ def test_a_table_and_its_rows_give_the_same_curves():
             np.testing.assert_array_equal(a.get_xydata(), b.get_xydata())
 
 
-@pytest.mark.parametrize("draw", [figures.accuracy_curve, figures.loss_curve])
+def log_rows(figure):
+    """The epochs that the log shows, from top to bottom, column by column."""
+    texts = [text for text in figure.axes[0].texts if text.get_text().isdigit()]
+    return [int(text.get_text()) for text in sorted(texts, key=lambda text: text.get_position())]
+
+
+def epochs(n, best=None):
+    return [{**HISTORY[0], "epoch": k, "val_loss": 0.1 if k == best else 0.5, "loss": k / 1e4} for k in range(1, n + 1)]
+
+
+def test_the_log_has_a_line_an_epoch_and_marks_the_best():
+    figure = figures.training_log(HISTORY)
+    shown = texts(figure)
+    assert log_rows(figure) == [1, 2, 3, 4, 5, 6]
+    for row in HISTORY:
+        assert f"{row['loss']:.4f}" in shown and f"{row['val_loss']:.4f}" in shown
+        assert f"{row['accuracy'] * 100:.1f} %" in shown and f"{row['val_accuracy'] * 100:.1f} %" in shown
+    assert {"1e-4", "3e-5"} <= set(shown.split("\n"))
+    bold = [
+        text.get_text()
+        for text in figure.axes[0].texts
+        if text.get_weight() == "bold" and text.get_color() != figures.MUTED
+    ]
+    assert bold == ["4", "0.2500", "90.0 %", "0.3000", "82.5 %", "3e-5"]
+    (star,) = (text for text in figure.axes[0].texts if text.get_text() == "★")
+    (band,) = figure.axes[0].patches
+    assert band.get_y() < star.get_position()[1] < band.get_y() + band.get_height()
+    assert "epochs every" not in shown
+
+
+@pytest.mark.parametrize(("n", "columns"), [(1, 1), (24, 1), (25, 2), (60, 2), (80, 2)])
+def test_the_log_shows_all_of_up_to_eighty_epochs(n, columns):
+    figure = figures.training_log(epochs(n, best=n))
+    assert log_rows(figure) == list(range(1, n + 1))
+    assert texts(figure).count("Learning\nrate") == columns
+    assert "is shown" not in texts(figure)
+
+
+@pytest.mark.parametrize(
+    ("n", "best", "step"), [(81, 56, "2nd"), (240, 239, "4th"), (1000, 3, "13th"), (10_000, None, "127th")]
+)
+def test_of_a_long_log_every_so_many_epochs_are_shown_and_it_says_so(n, best, step):
+    figure = figures.training_log(epochs(n, best) if best else [{"loss": 1.0}] * n)
+    shown = log_rows(figure)
+    assert {1, n, *([best] if best else [])} <= set(shown) and len(shown) <= 80 and shown == sorted(shown)
+    assert f"Of {n:,} epochs every {step} is shown" in " ".join(texts(figure).split())
+    apart = np.diff([k for k in shown if k != best][:-1])
+    assert len(set(apart)) <= 2 and f"{min(apart)}" in step
+
+
+@pytest.mark.parametrize("n", [1, 24, 60, 999])
+def test_no_text_of_the_log_lies_on_another(n):
+    history = [{**row, "val_loss": 0.1 + row["val_loss"], "learning_rate": 9.7e-4} for row in epochs(n, best=n)]
+    figure = figures.training_log(history)
+    draw_small(figure)
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    edges = np.array([[box.x0, box.y0, box.x1, box.y1] for box in boxes])
+    low, high = np.maximum(edges[:, None, :2], edges[None, :, :2]), np.minimum(edges[:, None, 2:], edges[None, :, 2:])
+    overlap = (np.clip(high - low, 0, None).prod(axis=2)) * (1 - np.eye(len(edges)))
+    assert overlap.max() < 1  # square pixels
+    assert (edges[:, 0] > 0).all() and (edges[:, 2] < figure.bbox.width).all() and (edges[:, 1] > 0).all()
+
+
+@pytest.mark.parametrize("draw", [figures.accuracy_curve, figures.loss_curve, figures.training_log])
 @pytest.mark.parametrize(
     "history",
     [

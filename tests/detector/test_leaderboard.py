@@ -94,6 +94,17 @@ def test_a_row_has_everything_that_was_logged(log):
     assert row == {**dict.fromkeys(METRICS), **{k: pytest.approx(v) if v == v else v for k, v in expected.items()}}
 
 
+def test_only_test_sets_are_listed(log):
+    """Neither a set in one format nor all sets together is one more set."""
+    in_one_format = {"accuracy": 0.1, "auc": 0.1, "intervals": {"auc": {"low": 0.0, "high": 0.2}}}
+    sets = {name: scores(accuracy, reencoded=in_one_format) for name, accuracy in (("test", 0.9), ("other", 0.6))}
+    log("tidy-fern", {**sets, "pooled": scores(0.2)})
+    (row,) = listed()
+    assert (row["worst_set"], row["worst_auc"]) == ("other", pytest.approx(0.65))
+    with pytest.raises(UserError, match=r"no run has scored 'pooled'; there are other, test$"):
+        listed("pooled", "accuracy")
+
+
 def test_what_an_old_run_lacks_is_none(log):
     log("old", {"test": {"n": 3, "n_real": 3, "threshold": 0.5, "accuracy": 1.0}}, digest=None, backbone=None)
     (row,) = listed()

@@ -220,6 +220,7 @@ def test_every_number_has_a_lower_bound_and_is_a_number(refused, key, value):
         ("evaluate.max_false_accusation_rate", [0, 1], [-0.1, 1.1]),
         ("evaluate.target_error", [0, 1], [-0.1, 1.1]),
         ("evaluate.bootstrap", [100], [99, 100_001]),
+        ("evaluate.reencoded", [True, False], [1, "yes"]),
         ("evaluate.stress_images", [0], [-1, 1.5]),
         ("evaluate.extra_sets", [[], ["a", "b.zip"]], ["a", [""], [1]]),
         ("data.duplicates", ["drop", "report"], ["keep"]),

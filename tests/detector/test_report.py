@@ -114,6 +114,28 @@ def inputs(evaluation: dict | None = None, **more) -> dict:
     }
 
 
+def in_format(low: float | None, high: float | None, auc: tuple[float, float] = (0.8, 0.9), **more) -> dict:
+    """What evaluate.json holds of a set in one format; low and high are of the change of AUC."""
+    difference = None if low is None else (low + high) / 2
+    return {
+        "accuracy": 0.615,
+        "auc": sum(auc) / 2,
+        "false_accusation_rate": 0.1,
+        "missed_fake_rate": 0.3,
+        "intervals": {
+            "auc": {"low": auc[0], "high": auc[1]},
+            **{name: {"low": 0.05, "high": 0.71} for name in ("accuracy", "false_accusation_rate", "missed_fake_rate")},
+        },
+        "auc_difference": {"difference": difference, "low": low, "high": high} | more,
+    }
+
+
+def together(low: float | None, high: float | None, **more) -> dict:
+    """What evaluate.json holds of all sets together; low and high are of the AUC's difference from that within sets."""
+    within = {"auc": 0.912, "difference": None if low is None else (low + high) / 2, "low": low, "high": high}
+    return metrics(200, 200, 45, 45) | {"within_sets": within | more}
+
+
 def ladder() -> pd.DataFrame:
     rows = [("undamaged", "", "", 0, 40, 0.97, 0.9)]
     rows += [("jpeg", "jpeg", "generic", k, 40, 0.95 - 0.01 * k, 0.8) for k in range(1, 6)]
@@ -143,7 +165,8 @@ def picture(tmp_path):
 
 
 def all_pictures(picture, sets=("test", "test_perturbed")) -> dict:
-    names = ["accuracy", "loss", "sample", "roc", "precision_recall", "robustness_ladder", "duplicates", "mystery"]
+    names = ["accuracy", "loss", "training_log", "sample", "duplicates", "mystery"]
+    names += ["roc", "precision_recall", "robustness_ladder"]
     names += [
         f"{kind}_{name}"
         for kind in (
@@ -209,7 +232,7 @@ def test_further_sets_unfold(picture):
     evaluation = {f"set {i}": metrics(20, 20, 1, 1, n=10) for i in range(5)}
     page = Page(render(**inputs(evaluation, pictures=all_pictures(picture, evaluation))))
     assert "The surest mistakes: 3 further test sets" in page.text
-    assert len(page.all("img")) == 8 + 8 * 5
+    assert len(page.all("img")) == 9 + 8 * 5
 
 
 def test_a_picture_keeps_its_pixels_and_an_unknown_one_is_shown_last(picture):
@@ -403,6 +426,74 @@ def test_attributes_are_cut_to_the_worst_and_undefined_ones_shown_as_such():
     assert "swap 20 80.0 % 60.0 to 90.0 % – – – –" in few and "other 2" in few
 
 
+# ----------------------------------------------------------------------- one format, and all sets together
+
+
+def section(text: str, start: str, end: str) -> str:
+    return text[text.rindex(start) : text.rindex(end)]
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (in_format(-0.4, -0.2), "it loses 0.300 of AUC (95 % interval 0.200 to 0.400)."),
+        (
+            in_format(-0.4, -0.2, (0.45, 0.6)),
+            "it loses 0.300 of AUC (95 % interval 0.200 to 0.400); what is left cannot be told from guessing.",
+        ),
+        (in_format(-0.01, 0.02), "no change can be seen that is more than luck."),
+        (in_format(0.01, 0.03), "it gains 0.020 of AUC (95 % interval 0.010 to 0.030)."),
+        (in_format(None, None), "the change is not defined: it needs real and fake images."),
+        (in_format(None, None, difference=-0.1), "there are too few groups to say"),
+    ],
+)
+def test_what_one_format_costs_is_said_in_words(found, words):
+    home = metrics(100, 100, 5, 14, reencoded=found)
+    text = Page(render(**inputs({"test": home}))).text
+    own = section(text, "Does it go by the format of the files?", "What P(fake) means")
+    assert f"On “test”, {words}" in own
+    assert "61.5 % 5.0 to 71.0 %" in own and f"{found['auc']:.3f}" in own
+    high = found["auc_difference"]["high"]
+    falls = high is not None and high < 0
+    assert ("Once all images of “test” are saved alike, it loses" in text) == falls
+    assert ("The format of the files. AUC falls when" in text) == falls
+    assert "Format unknown" not in text
+    change = found["auc_difference"]["difference"]
+    assert (f"{change:+.3f}" if change is not None else "not defined") in own
+
+
+def test_a_set_that_was_not_scored_in_one_format_is_called_so():
+    text = Page(render(**inputs())).text
+    assert "The test sets were not scored in one format" in text and "Format unknown." in text
+
+
+@pytest.mark.parametrize(
+    ("pooled", "words"),
+    [
+        (together(-0.3, -0.1), "a low one on another (95 % interval of the difference -0.300 to -0.100)"),
+        (together(-0.02, 0.01), "No difference can be seen (95 % interval of the difference -0.020 to +0.010)"),
+        (together(0.01, 0.03), "The sets are told apart more easily than the images of one"),
+        (together(None, None), "one scale is not defined: no set has real and fake images"),
+        (together(None, None, difference=0.1), "too few groups for an interval of the difference"),
+    ],
+)
+def test_all_sets_together_are_one_row(pooled, words):
+    evaluation = inputs()["evaluation"] | {"pooled": pooled}
+    page = Page(render(**inputs(evaluation)))
+    own = section(page.text, "All test sets together", "Does it go by the format")
+    assert words in own
+    assert "All 2 test sets together, 400 images, at the one threshold" in own
+    for figure in ("Called right 77.5 %", "Real called fake 22.5 %", "Fake called real 22.5 %", "Calibration error 0."):
+        assert figure in own
+    assert ("One threshold does not suit all test sets." in page.text) == (pooled["within_sets"]["high"] == -0.1)
+    assert "“pooled”" not in page.text
+    assert [head for head, _ in page.tags if head == "h2"] == ["h2"] * 15
+
+
+def test_one_set_alone_is_not_pooled():
+    assert "All test sets together" not in Page(render(**inputs({"test": metrics(100, 100, 5, 14)}))).text
+
+
 # --------------------------------------------------------------------------------------------------- limits
 
 
@@ -427,7 +518,7 @@ def test_limits_follow_from_the_numbers():
 def test_limits_go_when_their_reason_goes():
     given_ = inputs(
         {
-            "test": metrics(1500, 1500, 30, 30, stress=STRESS | {"images": 400}),
+            "test": metrics(1500, 1500, 30, 30, stress=STRESS | {"images": 400}, reencoded=in_format(-0.01, 0.01)),
             "web": metrics(1500, 1500, 9, 9, seen_in_training=0),
         }
     )

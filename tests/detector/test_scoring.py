@@ -314,6 +314,95 @@ def test_the_interval_of_a_calibrated_models_ece_holds_the_estimate_and_goes_dow
         assert found["low"] < 0.6 * estimate
 
 
+# --- several test sets together
+
+
+def width(interval):
+    return interval["high"] - interval["low"]
+
+
+def test_sets_of_their_own_scale_by_hand():
+    # Each set is ranked without a fault; the fakes of one, at 0.3 and 0.4, lie below the real images of the other.
+    labels = np.array([0, 0, 1, 1, 0, 0, 1, 1])
+    p_fake = np.array([0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9])
+    sets = ["a"] * 4 + ["b"] * 4
+    assert score(labels, p_fake)["auc"] == pytest.approx(12 / 16)
+    few = scoring.auc_within_sets(labels, p_fake, sets, n=100)
+    assert (few["auc"], few["difference"]) == (1, pytest.approx(12 / 16 - 1))
+    many = scoring.auc_within_sets(np.tile(labels, 10), np.tile(p_fake, 10), sets * 10, n=400)
+    assert many["difference"] == few["difference"]
+    assert -0.5 < many["low"] < many["difference"] < many["high"] < -0.1
+
+
+def test_a_set_counts_by_its_pairs_and_one_of_one_class_does_not_count():
+    # Set a: 4 pairs, all right. Set b: 1 pair, a tie. Set c: fakes alone.
+    labels = np.array([0, 0, 1, 1, 0, 1, 1])
+    p_fake = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.05])
+    found = scoring.auc_within_sets(labels, p_fake, list("aaaabbc"), n=100)
+    assert found["auc"] == pytest.approx((4 + 0.5) / 5)
+    # All pairs: 3 real against 4 fake images; wrong are 0.3 and 0.4 against 0.5, and 0.05 against all three.
+    assert found["difference"] == pytest.approx((12 - 2 - 0.5 - 3) / 12 - 0.9)
+
+
+def test_scores_on_one_scale_lose_nothing_by_pooling():
+    labels, p_fake = drawn(400)
+    found = scoring.auc_within_sets(labels, p_fake, [i % 3 for i in range(400)], n=300)
+    assert found["low"] < 0 < found["high"] and width(found) < 0.05
+    one = scoring.auc_within_sets(labels, p_fake, ["all"] * 400, n=100)
+    assert (one["auc"], one["difference"]) == (pytest.approx(score(labels, p_fake)["auc"]), 0)
+    assert one["low"] == one["high"] == 0
+
+
+def test_sets_without_a_pair_of_their_own_have_no_auc_within():
+    found = scoring.auc_within_sets([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9], list("aabb"), n=100)
+    assert found == dict.fromkeys(("auc", "difference", "low", "high"))
+
+
+def test_one_set_is_resampled_as_ever():
+    labels, p_fake = drawn(80)
+    groups = [i // 2 for i in range(80)]
+    assert bootstrap(labels, p_fake, groups, n=200, sets=["test"] * 80) == bootstrap(labels, p_fake, groups, n=200)
+
+
+def test_a_resample_has_as_many_groups_of_each_set_as_there_are():
+    # Groups 0 to 9 lie in a and b, 10 to 14 in a alone, 15 to 34 in c.
+    codes = np.array([*range(10), *range(10), *range(10, 15), *range(15, 35)])
+    sets = ["a"] * 10 + ["b"] * 10 + ["a"] * 5 + ["c"] * 20
+    (draws,) = scoring._draws(codes, 50, 0, sets)
+    assert draws.shape == (50, 35)
+    for members in (slice(0, 10), slice(10, 15), slice(15, 35)):
+        assert (draws[:, members].sum(axis=1) == members.stop - members.start).all()
+        assert draws[:, members].std(axis=0).all()
+
+
+def test_two_versions_of_an_image_are_one_draw_and_ties_of_the_unrelated_cost_nothing():
+    labels, p_fake = drawn(300, seed=2)
+    sets = ["clean"] * 300 + ["damaged"] * 300
+    twice, images = np.tile(labels, 2), list(range(300))
+
+    def interval(second, groups):
+        scores = np.concatenate([p_fake, second])
+        return width(bootstrap(twice, scores, groups, metrics=["accuracy"], n=2000, sets=sets)["accuracy"])
+
+    alone = width(bootstrap(labels, p_fake, images, metrics=["accuracy"], n=2000)["accuracy"])
+    assert interval(p_fake, images * 2) == pytest.approx(alone, rel=0.05)  # a copy is no news
+    assert interval(p_fake, None) == pytest.approx(alone / 2**0.5, rel=0.08)
+    unrelated, rng = p_fake.copy(), np.random.default_rng(0)
+    for label in (0, 1):
+        unrelated[labels == label] = rng.permutation(p_fake[labels == label])
+    tied, apart = interval(unrelated, images * 2), interval(unrelated, None)
+    assert tied == pytest.approx(apart, rel=0.12)
+
+
+def test_sets_of_one_group_each_have_no_interval():
+    labels, p_fake = drawn(20)
+    sets = ["a"] * 10 + ["b"] * 10
+    assert bootstrap(labels, p_fake, sets, metrics=["auc"], n=100, sets=sets) == {"auc": None}
+    assert scoring.auc_within_sets(labels, p_fake, sets, sets, n=100)["low"] is None
+    with pytest.raises(UserError, match="there are 3 sets for 20 labels"):
+        bootstrap(labels, p_fake, sets=list("abc"))
+
+
 def test_bad_arguments_of_the_bootstrap():
     with pytest.raises(UserError, match="unknown metric 'f2'"):
         bootstrap([0, 1], [0.1, 0.9], metrics=["f2"])

@@ -20,6 +20,10 @@ def test_names_are_short_safe_and_apart(tmp_path):
     ]  # fmt: skip
 
 
+def test_no_set_bears_the_name_of_all_sets_together():
+    assert set_names([Path("/data/Pooled")], taken=["test"]) == ["data-Pooled"]
+
+
 def test_the_same_place_twice_is_refused():
     with pytest.raises(UserError, match=r"evaluate\.extra_sets: .*faces"):
         set_names([Path("/a/faces"), Path("/b/a/faces")] * 2, taken=[])
