@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from filelock import FileLock
+from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from detector.augment.recipe import augment, weakened, working_size
@@ -30,9 +31,9 @@ from detector.optimizer import averaged_weights, make_optimizer, plateau_learnin
 from detector.params import AugmentParams, Params, TrainParams
 from detector.predict import network_outputs
 from detector.sampling import Draw, epoch_order, paired_order, training_batches
-from detector.scoring import EPSILON, score
 
 MOST_SOURCES = 20
+EPSILON = 1e-7  # probabilities are kept this far from 0 and 1 before a logarithm, as Keras does
 HEAD = ("head_", "p_fake", "p_class")  # how the names of the layers begin that no backbone has
 
 
@@ -327,21 +328,29 @@ def _frequency(sources: np.ndarray, shares: Mapping[str, float] | None) -> np.nd
 
 
 def _validated(validation: Split, outputs: np.ndarray, shares: Mapping[str, float] | None) -> dict[str, float | None]:
-    """The scores of an epoch; with `shares`, loss and accuracy count each source as training does."""
-    labels, fake = validation.labels, (validation.labels > 0).astype(int)
-    found = {name: score(fake, p_fake(outputs))[name] for name in ("loss", "accuracy", "auc")}
-    if outputs.ndim == 2 or shares:
-        of_classes = np.column_stack([1 - outputs, outputs]) if outputs.ndim == 1 else outputs
-        losses = -np.log(of_classes[np.arange(len(labels)), labels].clip(EPSILON))
-        right = of_classes.argmax(axis=1) == labels
+    """Loss, accuracy and AUC of an epoch; with `shares`, loss and accuracy count each source as training does."""
+    labels, scores = validation.labels, p_fake(outputs)
+    of_classes = np.column_stack([1 - outputs, outputs]) if outputs.ndim == 1 else outputs
+    losses = -np.log(of_classes[np.arange(len(labels)), labels].clip(EPSILON, 1 - EPSILON))
+    right = of_classes.argmax(axis=1) == labels if outputs.ndim == 2 else (scores >= 0.5) == labels
+    weights = None
+    if shares:
         counts = dict(zip(*np.unique(validation.sources.astype(str), return_counts=True), strict=True))
-        weights = [shares[name] / counts[name] for name in validation.sources] if shares else None
-        found["loss"] = float(np.average(losses, weights=weights))
-        found["accuracy"] = float(np.average(right, weights=weights))
+        weights = [shares[name] / counts[name] for name in validation.sources]
+    found = {
+        "val_loss": float(np.average(losses, weights=weights)),
+        "val_accuracy": float(np.average(right, weights=weights)),
+        "val_auc": _auc(labels > 0, scores),
+    }
     for name in _telling(validation):
         own = validation.sources == name
-        found[f"auc_{name}"] = score(fake[own], p_fake(outputs)[own])["auc"]
-    return {f"val_{name}": value for name, value in found.items()}
+        found[f"val_auc_{name}"] = _auc(labels[own] > 0, scores[own])
+    return found
+
+
+def _auc(fake: np.ndarray, scores: np.ndarray) -> float | None:
+    """The area under the ROC curve of P(fake); None of one class alone."""
+    return float(roc_auc_score(fake, scores)) if 0 < fake.sum() < len(fake) else None
 
 
 def _telling(split: Split) -> list[str]:
