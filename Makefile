@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test lint experiments ui serve promote clean
+.PHONY: help repro recipe test lint experiments ui serve promote clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -13,6 +13,9 @@ help:  ## list the targets
 repro: $(VENV)/.installed  ## install what is needed, then prepare, train, evaluate and plot
 	dvc repro
 	@printf '\nDone. Report: metrics/report.html   Numbers: metrics/evaluate.json   Compare runs: make ui\n'
+
+recipe: $(VENV)/.installed  ## the same with a named set of parameters: make recipe NAME=published DATA=faces.zip SET="seed=2"
+	@python -m detector.recipes $(NAME) $(if $(DATA),--data $(DATA)) $(if $(SET),--set $(SET))
 
 test: $(VENV)/.installed-dev  ## install what is needed, then run all tests
 	pytest -n 2 --dist loadfile

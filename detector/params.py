@@ -1,6 +1,7 @@
 """params.yaml, typed and strict: what is not allowed is refused before any work starts."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -287,20 +288,58 @@ def load_params(path: Path | str = "params.yaml") -> Params:
     Raises:
         UserError: the file is missing or not YAML, or a key is missing, unknown, of a wrong type or out of range.
     """
+    return check_params(read_yaml(path), str(path))
+
+
+def read_yaml(path: Path | str) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        UserError: it is missing, cannot be read, is not YAML, or names a key twice.
+    """
     path = Path(path)
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
+        return parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run from the project's root, where dvc.yaml is") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; mend that") from None
     except Exception as error:  # of a value that its tag does not fit, PyYAML raises almost anything
         raise UserError(f"{path}: {_yaml_problem(error)}; mend it") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text, in which 1e-4 is a number."""
+    return yaml.load(text, Loader=_Loader)  # a SafeLoader
+
+
+def check_params(raw: Any, origin: str) -> Params:
+    """The nested values of all parameters, typed.
+
+    Args:
+        origin: where they come from, which an error begins with.
+
+    Raises:
+        UserError: a key is missing, unknown, of a wrong type or out of range.
+    """
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
         problems = dict.fromkeys(_explain(e) for e in error.errors())  # one for each option of a union, all alike
-        raise UserError(f"{path}: " + "; ".join(problems)) from None
+        raise UserError(f"{origin}: " + "; ".join(problems)) from None
+
+
+def dotted(raw: Mapping[str, Any], section: type[Section] = Params) -> dict[str, Any]:
+    """Nested parameters, all or some, by their dotted keys; a mapping that is one value, as source weights, stays."""
+    found = {}
+    for name, value in raw.items():
+        field = section.model_fields.get(name)
+        inner = field.annotation if field else None
+        if isinstance(value, Mapping) and isinstance(inner, type) and issubclass(inner, Section):
+            found |= {f"{name}.{key}": part for key, part in dotted(value, inner).items()}
+        else:
+            found[str(name)] = value
+    return found
 
 
 def flatten(params: BaseModel) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -46,6 +47,15 @@ REGISTERED = "deepfake-detector"
 CHAMPION = "champion"
 HEADLINES = ("n", "auc", "accuracy", "false_accusation_rate", "brier")  # of the test set, on every version
 RESULTS = (":(exclude,top)metrics", ":(exclude,top)dvc.lock")  # tracked, and rewritten by every run
+VECTORS = {  # what Linux calls the instructions that decide a processor's speed here, the quickest first
+    "amx_bf16": "AMX with bfloat16",
+    "avx512_bf16": "AVX-512 with bfloat16",
+    "avx512_vnni": "AVX-512 with VNNI",
+    "avx512f": "AVX-512",
+    "avx2": "AVX2",
+    "sve": "SVE",
+    "asimd": "NEON",
+}
 _CONTENT = "content"  # on a logged model: what of it decides what it says
 _EVALUATED = "evaluation_params"
 _RESTORED = "restored_from"  # on the stand-in for a run that this store does not know: its id
@@ -126,7 +136,7 @@ def training_run(params: Mapping[str, object], tags: Mapping[str, str], resume: 
     client, experiment = connect()
     run_id = resume if resume and _exists(client, resume) else None
     if run_id is None:
-        run = client.create_run(experiment, run_name=_run_name(), tags={**tags, **_origin()})
+        run = client.create_run(experiment, run_name=_run_name(), tags={**tags, **_origin(), "machine": machine()})
         run_id = run.info.run_id
         _log_params(client, run_id, params)
     else:
@@ -543,6 +553,24 @@ def origin() -> dict[str, object]:
         "uncommitted": bool(_git("status", "--porcelain", "-uno", "--", ":/", *RESULTS)),
         "experiment": _experiment_name() or "",
     }
+
+
+def machine(proc: Path = Path("/proc")) -> str:
+    """The processor's name and its widest vector instructions, then the NVIDIA GPUs, as Linux has them in `proc`."""
+
+    def read(file: Path) -> dict[str, str]:
+        with contextlib.suppress(OSError):
+            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+            pairs = (line.partition(":") for line in reversed(lines))  # of many cores the first
+            return {key.strip(): value.strip() for key, _, value in pairs}
+        return {}
+
+    processor = read(proc / "cpuinfo")
+    name = processor.get("model name") or platform.processor() or platform.machine()
+    flags = (processor.get("flags") or processor.get("Features", "")).split()  # on x86, on ARM
+    vectors = next((said for flag, said in VECTORS.items() if flag in flags), "")
+    cards = [read(file).get("Model", "NVIDIA GPU") for file in sorted(proc.glob("driver/nvidia/gpus/*/information"))]
+    return ", ".join([f"{name} ({vectors})" if vectors else name, *cards])
 
 
 def _git(*arguments: str) -> str:

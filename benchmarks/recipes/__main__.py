@@ -1,16 +1,19 @@
 """The ablation of the training recipe: one queued DVC experiment a row and seed, then a table of what came out.
 
-    python -m benchmarks.recipes queue --data A B C --extra D --seeds 1 2 3 -S model.image_size=256 -S train.epochs=20
+    python -m benchmarks.recipes queue --data A B C --extra D --seeds 1 2 3 -S evaluate.stress_images=0
     dvc queue start && dvc queue logs ...        (or --run, which runs them one after the other)
     python -m benchmarks.recipes table           writes results.json, table.md and docs/recipes.png
 
-A row's figures are those of its MLflow runs, by name: <row>-<seed>. The one with the lowest validation loss, on
-validation images as they are and damaged, heads results.json; test figures stand beside it and choose nothing.
+A row's figures are those of the MLflow runs that bear its name, alone (as a recipe run by name has it) or with
+a number behind it. The row with the lowest validation loss, on validation images as they are and damaged, heads
+results.json; test figures stand beside it and choose nothing.
 """
 
 import argparse
 import io
 import json
+import os
+import re
 import shlex
 import subprocess
 from collections import defaultdict
@@ -18,32 +21,35 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from detector import tracking
+from detector import recipes, tracking
 from detector.errors import UserError, exit_on_user_error
-from detector.params import flatten, load_params
+from detector.params import flatten, load_params, parse_yaml, read_yaml
 from detector.paths import project_root
 from detector.results import write_json
-from detector.scoring import POOLED
+from detector.scoring import bootstrap, score
 
 HERE = Path(__file__).resolve().parent
 FIGURES = ("auc", "accuracy", "ece", "false_accusation_rate")
+# What the rows of one table have in common, where no recipe says it.
+COMMON = ("data.", "train.source_weights", "evaluate.calibration.", "evaluate.extra_sets")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recipes", description=__doc__.splitlines()[0])
     actions = parser.add_subparsers(dest="action", required=True)
     queue = actions.add_parser("queue", help="queue the experiments")
-    queue.add_argument("--data", nargs="+", required=True, help="folders or archives to train on")
+    queue.add_argument("--data", nargs="+", required=True, help="folders or archives to train on, or kaggle")
     queue.add_argument("--extra", nargs="*", default=[], help="further test sets, never trained on")
     queue.add_argument("--seeds", nargs="+", type=int, default=[1])
     queue.add_argument("--rows", nargs="+", help="some of the rows alone")
     queue.add_argument("--run", action="store_true", help="run each now instead of queueing it")
+    queue.add_argument("--prefix", default="", help="before the names of the experiments")
     table = actions.add_parser("table", help="collect what the runs gave")
     table.add_argument("--prefix", default="", help="of the runs' names, as given to queue by --prefix")
-    queue.add_argument("--prefix", default="", help="before the names of the experiments")
+    table.add_argument("--store", type=Path, help="another clone, in whose MLflow store the runs lie")
     for action in (queue, table):
         action.add_argument(
             "-S", dest="common", action="append", default=[], help="a parameter of all rows, as in dvc exp run"
@@ -56,170 +62,221 @@ def main() -> None:
             failed += subprocess.run(command, check=False).returncode != 0
         if failed:
             raise UserError(f"{failed} of the experiments failed; what they say stands above")
-    else:
-        write_table(options.prefix, options.common)
+        return
+    if options.store:
+        store = options.store.resolve() / "mlruns" / "mlflow.db"
+        if not store.is_file():
+            raise UserError(f"--store: {store} is not there; name the root of a clone that has runs")
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{store}"
+    write_table(options.prefix, options.common)
+
+
+def all_rows() -> dict[str, dict[str, object]]:
+    """The parameters of every row: those of its recipe, and what it changes in them."""
+    table = read_yaml(HERE / "recipes.yaml")
+    rows = {}
+    for row, changes in table["rows"].items():
+        own = {key: value for key, value in changes.items() if key != "base"}
+        rows[row] = {**recipes.read(changes.get("base", table["base"])), **own}
+    return rows
 
 
 def commands(options: argparse.Namespace) -> list[list[str]]:
     """The `dvc exp run` of every row and seed."""
-    recipes = yaml.safe_load((HERE / "recipes.yaml").read_text())
-    rows = options.rows or list(recipes["rows"])
-    if unknown := sorted(set(rows) - set(recipes["rows"])):
-        raise UserError(f"--rows: {unknown[0]} is none of {', '.join(recipes['rows'])}")
-    data = {"data.path": options.data, "evaluate.extra_sets": options.extra}
+    table = all_rows()
+    rows = options.rows or list(table)
+    if unknown := sorted(set(rows) - set(table)):
+        raise UserError(f"--rows: {unknown[0]} is none of {', '.join(table)}")
+    data = {**recipes.of_data(options.data), "evaluate.extra_sets": options.extra}
     found = []
     for seed in options.seeds:
         for row in rows:
-            changes = {**recipes["base"], **data, **recipes["rows"][row], "seed": seed}
-            settings = [f"{key}={_hydra(value)}" for key, value in changes.items()] + options.common
             how = ["--temp"] if options.run else ["--queue"]  # either leaves params.yaml alone
             found.append(
                 ["dvc", "exp", "run", *how, "-f", "-n", f"{options.prefix}{row}-{seed}"]
-                + [part for setting in settings for part in ("-S", setting)]
+                + recipes.overrides({**data, **table[row], "seed": seed})
+                + [part for setting in options.common for part in ("-S", setting)]
             )
     return found
-
-
-def _hydra(value: object) -> str:
-    if isinstance(value, list):
-        return "[" + ",".join(_hydra(item) for item in value) + "]"
-    if isinstance(value, str):
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    return json.dumps(value)
 
 
 def write_table(prefix: str, common: list[str]) -> None:
     """results.json, table.md and the picture, from the newest run of each row and seed.
 
     Args:
-        common: key=value of what was queued with -S in place of what recipes.yaml says; the rest need not be repeated.
+        common: key=value of what was queued with -S in place of what the recipes say; the rest need not be repeated.
     """
-    recipes = yaml.safe_load((HERE / "recipes.yaml").read_text())
-    rows = list(recipes["rows"])
-    instead = {key: yaml.safe_load(value) for key, _, value in (setting.partition("=") for setting in common)}
-    runs: dict[str, dict[int, object]] = defaultdict(dict)
-    setting, other = None, set()
-    for run in tracking.all_runs():  # the newest first
-        row, _, seed = run.info.run_name.removeprefix(prefix).rpartition("-")
-        if run.info.run_name.startswith(prefix) and row in rows and seed.isdigit() and "test.auc" in run.data.metrics:
-            settings = {**recipes["base"], **recipes["rows"][row]}
-            if not follows(run, {**settings, **{key: instead[key] for key in settings.keys() & instead.keys()}}):
-                other.add(run.info.run_name)
-                continue
-            setting = setting or compared_under(run)
-            if compared_under(run) == setting:
-                runs[row].setdefault(int(seed), run)
-            else:
-                other.add(run.info.run_name)
-    if other:
-        print(
-            "left out, as not what recipes.yaml and -S say, or of other data, image size, initial weights or epochs "
-            f"than the newest run: {', '.join(sorted(other))}"
-        )
-    if not runs:
+    instead = dict(recipes.setting(text) for text in common)
+    rows = {
+        row: {**settings, **{key: instead[key] for key in settings.keys() & instead.keys()}}
+        for row, settings in all_rows().items()
+    }
+    everything = {run.info.run_id: run for run in tracking.all_runs()}  # the newest first
+    found: dict[str, dict[int, object]] = defaultdict(dict)
+    pinned = {key for settings in rows.values() for key in settings}
+    newest, left_out = None, {}
+    for run in everything.values():
+        name = run.info.run_name
+        row = name.removeprefix(prefix)
+        row = row if row in rows else re.sub(r"-\d+$", "", row)
+        if not name.startswith(prefix) or row not in rows or "test.auc" not in run.data.metrics:
+            continue
+        other = [key for key, value in rows[row].items() if _parameter(run, key) != value]
+        if not other:
+            newest = newest or run
+            other = sorted(key for key in differing(run, newest) if key.startswith(COMMON) and key not in pinned)
+        if other:
+            left_out[name] = other
+        else:
+            found[row].setdefault(_parameter(run, "seed"), run)
+    for name, keys in sorted(left_out.items()):
+        print(f"left out: {name}, which differs from its recipe and -S, or from the newest run, in {', '.join(keys)}")
+    if not found:
         raise UserError("no run of the ablation is in MLflow; run `python -m benchmarks.recipes queue --run ...` first")
-    found = {row: {seed: outcome(run) for seed, run in sorted(runs[row].items())} for row in rows if runs[row]}
-    table = {row: summary(list(outcomes.values())) for row, outcomes in found.items()}
-    (HERE / "table.md").write_text(markdown(table))
-    row = chosen(table)
-    picture = project_root() / "docs" / "recipes.png"
-    drawn(table, row).savefig(picture, dpi=130)
-    run = next(iter(runs[row].values()))
-    final = {
+
+    table = {}
+    for row in (row for row in rows if found[row]):
+        runs = [found[row][seed] for seed in sorted(found[row])]
+        table[row] = {
+            "seeds": sorted(found[row]),
+            "command": command_of(runs[0], row, sorted(found[row])),
+            "runs": [origin(run, everything.get(run.data.tags.get("mlflow.parentRunId"), run)) for run in runs],
+            **summary([outcome(run, intervals=len(runs) == 1) for run in runs]),
+        }
+    best = chosen(table)
+    run = found[best][table[best]["seeds"][0]]
+    head = {
         "test_sets": {
             name: {figure: values[figure]["mean"] for figure in FIGURES}
-            for name, values in table[row]["test_sets"].items()
+            for name, values in table[best]["test_sets"].items()
         },
-        "row": row,
-        "seeds": sorted(runs[row]),
-        "commit": run.data.tags.get("mlflow.source.git.commit", ""),
-        "image_size": int(run.data.params["model.image_size"]),
-        "epochs": int(run.data.params["train.epochs"]),
+        "row": best,
+        "seeds": table[best]["seeds"],
+        "commit": table[best]["runs"][0]["commit"],
+        "image_size": _parameter(run, "model.image_size"),
+        "epochs": _parameter(run, "train.epochs"),
         "backend": run.data.tags.get("backend", ""),
-        "command": command_of(run, row, sorted(runs[row])),
+        "command": table[best]["command"],
     }
-    ablation = {row: {"seeds": sorted(runs[row]), **values} for row, values in table.items()}
-    write_json(HERE / "results.json", {**final, "ablation": ablation})
+    picture = project_root() / "docs" / "recipes.png"
+    drawn(table, best).savefig(picture, dpi=130)
+    (HERE / "table.md").write_text(markdown(table))
+    write_json(HERE / "results.json", {**head, "ablation": table})
     print(markdown(table))
     print(f"{HERE / 'results.json'}, {HERE / 'table.md'}, {picture}")
 
 
-def follows(run, settings: dict[str, object]) -> bool:
-    """Whether the run was made with these parameters."""
-    return all(_parameter(run, key) == value for key, value in settings.items())
+def differing(run, other) -> set[str]:
+    """The parameters that are not the same in two runs."""
+    return {key for key, _ in run.data.params.items() ^ other.data.params.items()}
 
 
 def _parameter(run, key: str) -> object:
     text = run.data.params.get(key)
-    return None if text in (None, "None") else yaml.safe_load(text)
-
-
-def compared_under(run) -> dict[str, str]:
-    """What the rows of one table have in common."""
-    of_all = ("data.", "model.image_size", "model.weights", "train.epochs", "train.source_weights")
-    of_all += ("evaluate.extra_sets",)
-    return {key: value for key, value in run.data.params.items() if key.startswith(of_all)}
+    return None if text in (None, "None") else parse_yaml(text)
 
 
 def chosen(table: dict[str, dict]) -> str:
-    """The row with the lowest validation loss; the first of several."""
+    """The row that validation shows to be the best."""
     return min(table, key=lambda row: table[row]["validation_loss"]["mean"])
 
 
 def command_of(run, row: str, seeds: list[int]) -> str:
-    """What gives such a run again; the data by the names of their folders."""
-    params = run.data.params
-    names = [Path(path).name for path in yaml.safe_load(params["data.path"])]
+    """What gives such runs again; the data by the names of their folders."""
+    params, settings = run.data.params, all_rows()[row]
+    paths = _parameter(run, "data.path") or params["data.source"]
+    data = [Path(path).name for path in ([paths] if isinstance(paths, str) else paths)]
     extra = [key.removeprefix("evaluate.extra_sets.") for key in params if key.startswith("evaluate.extra_sets.")]
-    recipes = yaml.safe_load((HERE / "recipes.yaml").read_text())
-    own = {*recipes["base"], *recipes["rows"][row], "data.path", "evaluate.extra_sets", "seed", "model.weights"}
-    shipped = {key: str(value) for key, value in flatten(load_params(project_root() / "params.yaml")).items()}
-    settings = {**recipes["base"], **recipes["rows"][row]}
-    other = (key for key, value in settings.items() if _parameter(run, key) != value)
-    common = [f"-S {shlex.quote(f'{key}={params[key]}')}" for key in other]
-    for key in shipped.keys() - own:
+    given = {"data.source", "data.path", "evaluate.extra_sets", "seed"}
+    common = {key: params[key] for key, value in settings.items() if _parameter(run, key) != value}
+    for key, default in flatten(load_params(project_root() / "params.yaml")).items():
         inner = {name.removeprefix(f"{key}."): value for name, value in params.items() if name.startswith(f"{key}.")}
         value = "{" + ",".join(f"{name}:{part}" for name, part in inner.items()) + "}" if inner else params.get(key)
-        if value not in (None, shipped[key]):
-            common.append(f"-S {shlex.quote(f'{key}={value}')}")
-    if shipped["model.weights"] != params["model.weights"]:
-        common.append(f"-S model.weights={Path(params['model.weights']).name}")
-    return (
-        f"python -m benchmarks.recipes queue --run --rows {row} --seeds {' '.join(map(str, seeds))} "
-        f"--data {' '.join(names)} --extra {' '.join(extra)} {' '.join(sorted(common))}"
-    )
+        if key not in given | settings.keys() and value not in (None, str(default)):
+            common[key] = value
+    if "model.weights" in common:
+        common["model.weights"] = Path(common["model.weights"]).name
+    words = ["python", "-m", "benchmarks.recipes", "queue", "--run", "--rows", row, "--seeds", *map(str, seeds)]
+    words += ["--data", *data, *(["--extra", *extra] if extra else [])]
+    return shlex.join([*words, *(part for key in sorted(common) for part in ("-S", f"{key}={common[key]}"))])
 
 
-def outcome(run) -> dict:
-    """Validation loss, and the figures of each test set: a source of the test split, or a further set."""
+def origin(run, trained_by) -> dict[str, object]:
+    """What went into a run.
+
+    Args:
+        trained_by: the run that trained its model, itself unless another evaluation had been first.
+
+    Returns:
+        seed; run (its name); images_seen in training, each as often as it came; image_sizes, in pixels, in their order;
+        machine; commit.
+    """
+
+    def read(name: str) -> dict:
+        return json.loads(tracking.read_artifact(trained_by.info.run_id, f"metrics/{name}"))
+
+    images, batch_size = sum(read("data.json")["counts"]["train"].values()), _parameter(run, "train.batch_size")
+    batch_size = min(batch_size, images)
+    sizes = [_parameter(run, key) for key in ("train.progressive.image_size", "model.image_size")]
+    return {
+        "seed": _parameter(run, "seed"),
+        "run": run.info.run_name,
+        "images_seen": read("train.json")["epochs"] * (images // batch_size) * batch_size,
+        "image_sizes": [size for size in sizes if size],
+        "machine": trained_by.data.tags.get("machine", ""),
+        "commit": trained_by.data.tags.get("mlflow.source.git.commit", ""),
+    }
+
+
+def outcome(run, intervals: bool) -> dict:
+    """Validation loss, and the figures of each test set: a source of the test split, or a further set.
+
+    Args:
+        intervals: whether each figure comes with its 95 % interval from resampling the groups of the test images.
+    """
 
     def read(name: str) -> bytes:
         return tracking.read_artifact(run.info.run_id, f"metrics/{name}")
 
     evaluation = json.loads(read("evaluate.json"))
-    attributes = pd.read_csv(io.BytesIO(read("by_attribute.csv")))
-    sources = attributes[(attributes["set"] == "test") & (attributes["attribute"] == "source")]
-    sets = {row["value"]: row for row in sources.to_dict("records")} or {"test": evaluation["test"]}
-    sets |= {name: values for name, values in evaluation.items() if name not in ("test", POOLED)}
-    sets = {name: {figure: values[figure] for figure in FIGURES} for name, values in sets.items()}
-    return {"validation_loss": json.loads(read("calibration.json"))["chosen_on"]["loss"], "test_sets": sets}
+    attributes = pd.read_csv(io.BytesIO(read("by_attribute.csv")), dtype=str)
+    images = pd.read_csv(io.BytesIO(read("predictions.csv")), dtype={"path": str, "set": str, "group": str})
+    sets = dict(tuple(images.groupby("set", sort=False)))
+    sources = attributes.loc[(attributes["set"] == "test") & (attributes["attribute"] == "source"), "value"]
+    if len(sources):  # whose name each path begins with
+        test = sets.pop("test")
+        sets = {name: test[test["path"].str.startswith(f"{name}/")] for name in sources} | sets
+    found = {}
+    for name, rows in sets.items():
+        threshold = evaluation[rows["set"].iloc[0]]["threshold"]
+        labels, p_fake, groups = rows["label"].to_numpy(), rows["p_fake"].to_numpy(), rows["group"].tolist()
+        values = score(labels, p_fake, threshold)
+        spread = {}
+        if intervals:
+            resamples, seed = _parameter(run, "evaluate.bootstrap"), _parameter(run, "seed")
+            spread = bootstrap(labels, p_fake, groups, threshold, FIGURES, n=resamples, seed=seed)
+        unknown = {"low": None, "high": None}
+        found[name] = {figure: {"mean": values[figure], **(spread.get(figure) or unknown)} for figure in FIGURES}
+    return {"validation_loss": json.loads(read("calibration.json"))["chosen_on"]["loss"], "test_sets": found}
 
 
 def summary(outcomes: list[dict]) -> dict:
-    """Mean over the seeds and, of two or more, the 95 % interval of the mean (Student's t)."""
-    names = list(outcomes[0]["test_sets"])
-    return {
-        "validation_loss": _mean([found["validation_loss"] for found in outcomes]),
-        "test_sets": {
-            name: {figure: _mean([found["test_sets"][name][figure] for found in outcomes]) for figure in FIGURES}
-            for name in names
-        },
-    }
+    """Mean over the seeds, with the 95 % interval of the mean (Student's t); of one seed what `outcome` says."""
+    sets = outcomes[0]["test_sets"]
+    if len(outcomes) > 1:
+
+        def mean(name: str, figure: str) -> dict[str, float | None]:
+            return _mean([found["test_sets"][name][figure]["mean"] for found in outcomes])
+
+        sets = {name: {figure: mean(name, figure) for figure in FIGURES} for name in sets}
+    return {"validation_loss": _mean([found["validation_loss"] for found in outcomes]), "test_sets": sets}
 
 
-def _mean(values: list[float]) -> dict[str, float | None]:
+def _mean(values: list[float | None]) -> dict[str, float | None]:
     from scipy.stats import t
 
+    if None in values:  # there is no AUC of one class
+        return {"mean": None, "low": None, "high": None}
     mean, count = float(np.mean(values)), len(values)
     if count < 2:
         return {"mean": mean, "low": None, "high": None}
@@ -228,34 +285,49 @@ def _mean(values: list[float]) -> dict[str, float | None]:
 
 
 def markdown(table: dict[str, dict]) -> str:
-    """One row a recipe: validation loss, then AUC / accuracy of every test set."""
+    """One row a recipe: seeds, validation loss, then AUC and accuracy of every test set with their intervals."""
     names = list(next(iter(table.values()))["test_sets"])
-    lines = ["| row | validation loss | " + " | ".join(names) + " |", "| --- |" + " --- |" * (len(names) + 1)]
+    lines = ["| row | seeds | validation loss | " + " | ".join(f"{name}: AUC, accuracy" for name in names) + " |"]
+    lines += ["|" + " --- |" * (len(names) + 3)]
     for row, values in table.items():
-        cells = [f"{values['validation_loss']['mean']:.3f}"]
+        cells = [", ".join(map(str, values["seeds"])), f"{values['validation_loss']['mean']:.3f}"]
         for name in names:
-            auc, accuracy = (values["test_sets"][name][figure] for figure in ("auc", "accuracy"))
-            spread = "" if auc["low"] is None else f" ± {auc['high'] - auc['mean']:.3f}"
-            cells.append(f"{auc['mean']:.3f}{spread} / {accuracy['mean']:.3f}")
+            cells.append(", ".join(_said(values["test_sets"][name][figure]) for figure in ("auc", "accuracy")))
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
+def _said(value: dict[str, float | None]) -> str:
+    if value["mean"] is None:
+        return "none"
+    spread = "" if value["low"] is None else f" ({value['low']:.3f} to {value['high']:.3f})"
+    return f"{value['mean']:.3f}{spread}"
+
+
 def drawn(table: dict[str, dict], row: str) -> Figure:
-    """AUC of every row, a panel a test set, the first as a line; `row` in another colour."""
+    """AUC of every row with its interval, a panel a test set, the first as a line; `row` in another colour."""
     names, rows = list(next(iter(table.values()))["test_sets"]), list(table)
-    figure = Figure(figsize=(3 * len(names) + 1.5, 0.32 * len(rows) + 1.4), layout="constrained")
+    figure = Figure(figsize=(3 * len(names) + 1.5, 0.32 * len(rows) + 2), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(names), sharex=True, sharey=True))
     for panel, name in zip(panels, names, strict=True):
         values = [table[row]["test_sets"][name]["auc"] for row in rows]
         for place, value in enumerate(values):
             if value["low"] is not None:
                 panel.plot([value["low"], value["high"]], [place, place], color="0.6", linewidth=3)
-            panel.plot(value["mean"], place, "o", color="tab:orange" if rows[place] == row else "tab:blue")
-        panel.axvline(values[0]["mean"], color="0.8", linewidth=1, zorder=0)
+            if value["mean"] is not None:
+                panel.plot(value["mean"], place, "o", color="tab:orange" if rows[place] == row else "tab:blue")
+        if values[0]["mean"] is not None:
+            panel.axvline(values[0]["mean"], color="0.8", linewidth=1, zorder=0)
         panel.set(title=name, xlabel="test AUC", yticks=range(len(rows)), yticklabels=rows)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].invert_yaxis()
+    known = {
+        "lowest validation loss": Line2D([], [], marker="o", linestyle="", color="tab:orange"),
+        "the other rows": Line2D([], [], marker="o", linestyle="", color="tab:blue"),
+        "95 % interval": Line2D([], [], color="0.6", linewidth=3),
+        f"AUC of {rows[0]}": Line2D([], [], color="0.8", linewidth=1),
+    }
+    figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
