@@ -19,6 +19,7 @@ from detector.data.decode import EXTENSIONS
 from detector.data.sample import forged_paths, read_mask
 from detector.data.shards import COLUMNS, class_indices
 from detector.data.splits import split_name
+from detector.errors import UserError
 from detector.params import EvaluateParams
 
 Damage = Callable[[np.ndarray, int], np.ndarray]  # (uint8 (h, w, 3) as stored, index of its row) -> uint8 (h, w, 3)
@@ -51,9 +52,18 @@ def choose_calibration(
 
     Returns:
         The calibration, and what it was chosen on: the images and how well it does on them, which flatters.
+
+    Raises:
+        UserError: a model of more than two classes does not know one of the data's.
     """
     how = params.calibration
     rows = _part(validation, how.max_images, seed)
+    kinds = len(classes) > 2
+    if kinds and (unknown := sorted(set(rows["class"]) - set(classes))):
+        raise UserError(
+            f"data: the model knows the classes {', '.join(classes)}, but not {', '.join(unknown)} of the validation "
+            "images; name the folders of the data as the model names its classes"
+        )
 
     def damage(image: np.ndarray, index: int) -> np.ndarray:
         rng = np.random.default_rng([seed, index])
@@ -61,7 +71,7 @@ def choose_calibration(
 
     ways = {"clean": [None], "perturbed": [damage], "mixed": [None, damage]}[how.images]
     outputs = np.concatenate([output(rows, way) for way in ways])
-    truth = np.tile(class_indices(rows, classes), len(ways))
+    truth = np.tile(class_indices(rows, classes) if kinds else rows["label"].to_numpy(), len(ways))
     calibration = calibrations.fit(
         truth, outputs, params.threshold, params.max_false_accusation_rate, params.target_error
     )

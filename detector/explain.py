@@ -3,7 +3,7 @@
 Light to import: Keras is loaded when the first map is made.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 
 from detector.errors import UserError
-from detector.model.backbones import BACKBONES
 
 if TYPE_CHECKING:
     import keras
@@ -33,7 +32,8 @@ def grad_cam(
     alike in what follows. The gradient is taken before sigmoid or softmax, where a score of 0.9999 has one too.
 
     Args:
-        model: a network of `detector.model.network`, on the TensorFlow or the JAX backend.
+        model: a network of `detector.model.network` or another that ends in a dense layer with a sigmoid or a softmax,
+            on the TensorFlow or the JAX backend.
         images: uint8 (n, size, size, 3) RGB of the model's size.
         output: the class that is explained, in the order of the labels (0 is real); None is fake of any kind, by its
             log-odds.
@@ -51,8 +51,6 @@ def grad_cam(
     classes = max(2, model.output_shape[-1])
     if output is not None and not 0 <= output < classes:
         raise UserError(f"output {output} is none of the model's; name one from 0 to {classes - 1}")
-    if layer is None and model.name not in BACKBONES:
-        raise UserError(f"{model.name} is no backbone of this project; name the layer to explain")
     from detector.model.backend import keras
 
     size = images.shape[1]
@@ -129,21 +127,28 @@ def _cut(model: "keras.Model", layer: str) -> tuple["keras.Model", "keras.Model"
 def _before_last_reduction(model: "keras.Model") -> str:
     """The last layer of maps about twice as fine as the last convolution's that all of the network passes through.
 
-    Where there is none, the last convolution. Padded maps are passed over: their cells lie beside the image's.
+    Where there is none, the last convolution: the last layer of maps at all that all of it passes through. Padded maps
+    are passed over: their cells lie beside the image's.
     """
     from detector.model.backend import keras
 
-    names = [layer.name for layer in model.layers]
-    last = names.index(BACKBONES[model.name].last_conv)
-    side = model.layers[last].output.shape[1]
-    for layer in reversed(model.layers[:last]):
-        if isinstance(layer, keras.layers.ZeroPadding2D) or len(layer.output.shape) != 4:
-            continue
-        if side < layer.output.shape[1] <= 2 * side + 1:
+    maps = [
+        (layer.name, layer.output.shape[1])
+        for layer in reversed(model.layers)
+        if len(layer.output.shape) == 4 and layer.output.shape[1] > 1  # one cell alone is pooled
+        if not isinstance(layer, keras.layers.ZeroPadding2D)
+    ]
+
+    def first_passed(names: Iterable[str]) -> str | None:
+        for name in names:
             with suppress(UserError):
-                _cut(model, layer.name)
-                return layer.name
-    return names[last]
+                _cut(model, name)
+                return name
+        return None
+
+    last = first_passed(name for name, _ in maps)
+    side = dict(maps)[last]
+    return first_passed(name for name, finer in maps if side < finer <= 2 * side + 1) or last
 
 
 def _gradient(function: Callable, x):

@@ -21,7 +21,9 @@ MISTAKES = 12
 
 
 def training(history: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
-    """Name and figure of each picture of the training; `history` has a row an epoch."""
+    """Name and figure of each picture of the training; `history` has a row an epoch, none of a converted model."""
+    if history.empty:
+        return
     yield "accuracy", figures.accuracy_curve(history)
     yield "loss", figures.loss_curve(history)
     yield "training_log", figures.training_log(history)

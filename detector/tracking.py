@@ -5,6 +5,7 @@ other parameters becomes a child run. The model of every evaluation is a version
 may be its champion.
 """
 
+import argparse
 import contextlib
 import hashlib
 import json
@@ -128,15 +129,19 @@ def connect() -> tuple[mlflow.MlflowClient, str]:
 
 
 @contextmanager
-def training_run(params: Mapping[str, object], tags: Mapping[str, str], resume: str | None) -> Iterator[str]:
+def training_run(
+    params: Mapping[str, object], tags: Mapping[str, str], resume: str | None, name: str | None = None
+) -> Iterator[str]:
     """Open the run of a training, or go on with the killed one `resume`; yields its id.
 
-    The run ends as FINISHED or, if the block raises, FAILED.
+    A new run is called `name` or, without one, as the DVC experiment. It ends as FINISHED or, if the block raises,
+    FAILED.
     """
     client, experiment = connect()
     run_id = resume if resume and _exists(client, resume) else None
     if run_id is None:
-        run = client.create_run(experiment, run_name=_run_name(), tags={**tags, **_origin(), "machine": machine()})
+        tags = {**_origin(), **tags, "machine": machine()}
+        run = client.create_run(experiment, run_name=name or _run_name(), tags=tags)
         run_id = run.info.run_id
         _log_params(client, run_id, params)
     else:
@@ -167,7 +172,9 @@ def evaluation_run(trained_by: str, params: Mapping[str, object], tags: Mapping[
         trained_by = stand_ins[0].info.run_id
     parent = client.get_run(trained_by)
     if parent.data.tags.get(_EVALUATED, mark) == mark:
-        client.set_tag(trained_by, _EVALUATED, mark)
+        for key, value in {_EVALUATED: mark, **tags}.items():
+            if key not in parent.data.tags:  # the training says what it was trained on; a converted model cannot
+                client.set_tag(trained_by, key, value)
         _log_params(client, trained_by, {k: v for k, v in params.items() if _key(k) not in parent.data.params})
         return trained_by
     children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{trained_by}'")
@@ -581,6 +588,12 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m detector ui", description="Open the MLflow UI, until Ctrl-C.")
+    parser.add_argument("port", metavar="PORT", type=int, nargs="?", default=5000, help="default: 5000")
+    serve_ui(parser.parse_args().port)
+
+
 def serve_ui(port: int) -> None:
     """Open the MLflow UI of the store on loopback, until Ctrl-C."""
     connect()
@@ -591,4 +604,4 @@ def serve_ui(port: int) -> None:
 
 
 if __name__ == "__main__":
-    exit_on_user_error(lambda: serve_ui(int(sys.argv[1])))
+    exit_on_user_error(main)

@@ -14,7 +14,7 @@ from detector import tracking
 from detector.calibration import UNCALIBRATED, save_calibration
 from detector.data.extra import write_extra_sets
 from detector.data.pipeline import stored_batches
-from detector.data.shards import ShardReader, read_manifest, test_sets
+from detector.data.shards import ShardReader, dataset_digest, read_manifest, test_sets
 from detector.errors import UserError, exit_on_user_error
 from detector.evaluation import (
     RUNG_COLUMNS,
@@ -111,7 +111,10 @@ def main() -> None:
 
     logged = {key: value for key, value in flatten(params).items() if key.startswith("evaluate.")}
     logged |= {f"evaluate.extra_sets.{name}": facts["digest"] for name, facts in extra.items()}
-    run_id = tracking.evaluation_run(read_text(TRAINING_RUN), logged, {"data.digest": detector.card.data_digest})
+    digest = dataset_digest(manifest)
+    if digest != detector.card.data_digest:  # of a converted model: on other data it is another evaluation
+        logged["evaluate.data"] = digest
+    run_id = tracking.evaluation_run(read_text(TRAINING_RUN), logged, {"data.digest": digest})
     EVALUATION_RUN.write_text(run_id + "\n")
     tracking.log_metrics(run_id, evaluation)
     size = {"parameters": detector.model.count_params(), "megabytes": MODEL.stat().st_size / 1e6}

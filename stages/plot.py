@@ -59,11 +59,12 @@ def main() -> None:
         for name, figure in chain.from_iterable(pictures):
             figures.save(figure, folder / f"{name}.png")
     drawn = {file.stem: file for file in sorted(PLOTS.iterdir())}
-    run_id = read_text(EVALUATION_RUN)
-    origin = {**tracking.origin(), "mlflow_run": run_id, **flatten(params)}
-    page = report.render(
-        data, read_json(TRAIN_SUMMARY), read_json(CALIBRATION), evaluation, ladder, attributes, drawn, origin
-    )
+    run_id, train = read_text(EVALUATION_RUN), read_json(TRAIN_SUMMARY)
+    used = flatten(params)
+    if converted := train.get("file"):
+        used = {key: value for key, value in used.items() if not key.startswith(("model.", "augment.", "train."))}
+    origin = {**tracking.origin(), "mlflow_run": run_id, "converted": converted, **used}
+    page = report.render(data, train, read_json(CALIBRATION), evaluation, ladder, attributes, drawn, origin)
     REPORT.write_text(page, encoding="utf-8")
     tracking.log_artifacts(run_id, {PLOTS: "plots", REPORT: "metrics"})
     print(f"{len(drawn)} pictures: {PLOTS}/; report: {REPORT}")

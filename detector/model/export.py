@@ -25,9 +25,9 @@ class ModelCard:
     Attributes:
         classes: class names in the order of the labels; the first is the real one, so P(fake) = 1 - P(classes[0]).
         image_size: side of the input in pixels.
-        backbone: key of `detector.model.backbones.BACKBONES`.
-        weights: what training started from (imagenet, random, file).
-        data_digest: SHA-256 of the training data (`detector.data.shards.dataset_digest`).
+        backbone: key of `detector.model.backbones.BACKBONES`, or what the author of a converted model calls it.
+        weights: what training started from (imagenet, random, file), or converted.
+        data_digest: SHA-256 of the training data (`detector.data.shards.dataset_digest`), "" where they are not known.
         trained_on: what that was, in words ("the drawn sample", "folder faces", ...); "" where it is not known.
     """
 
