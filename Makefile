@@ -15,7 +15,7 @@ repro: $(VENV)/.installed  ## install what is needed, then prepare, train, evalu
 	@printf '\nDone. Report: metrics/report.html   Numbers: metrics/evaluate.json   Compare runs: make ui\n'
 
 recipe: $(VENV)/.installed  ## the same with a named set of parameters: make recipe NAME=published DATA=faces.zip SET="seed=2"
-	@python -m detector.recipes $(NAME) $(if $(DATA),--data $(DATA)) $(if $(SET),--set $(SET))
+	@python -m detector recipe $(NAME) $(if $(DATA),--data $(DATA)) $(if $(SET),--set $(SET))
 
 test: $(VENV)/.installed-dev  ## install what is needed, then run all tests
 	pytest -n 2 --dist loadfile
@@ -27,13 +27,13 @@ experiments: $(VENV)/.installed  ## list the DVC experiments with what changed a
 	dvc exp show --only-changed --drop '.*(intervals|uncalibrated|selective|per_class|confusion|stress|reencoded|within_sets|classes|_groups|duplicates|shortcuts|set_aside|sizes|counts|groups|digest|[.]n|best|weights_note|[.]py|[.]html|detector/|metrics/|models/|data/).*'
 
 ui: $(VENV)/.installed  ## open the MLflow UI on http://127.0.0.1:5000 (another port: make ui PORT=5001)
-	python -m detector.tracking $(or $(PORT),5000)
+	python -m detector ui $(or $(PORT),5000)
 
 serve: $(VENV)/.installed  ## the detector as a web page and an HTTP API on http://127.0.0.1:8000 (another port: PORT=8001)
-	python -m detector.serve --port $(or $(PORT),8000) $(if $(MODEL),--model $(MODEL))
+	python -m detector serve --port $(or $(PORT),8000) $(if $(MODEL),--model $(MODEL))
 
 promote: $(VENV)/.installed  ## make the last model the champion if it beats it (another: make promote RUN=tidy-fern)
-	python -m detector.registry promote $(RUN)
+	python -m detector registry promote $(RUN)
 
 clean:  ## delete what the pipeline wrote, but not the MLflow runs, DVC's cache and the weights
 	rm -rf data/prepared data/extra models/model.keras models/model.openvino models/calibration.json models/run_id models/checkpoints \

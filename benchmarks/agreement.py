@@ -15,17 +15,18 @@ import numpy as np
 import pandas as pd
 import requests
 
-from detector import tracking
-from detector.calibration import read_calibration
-from detector.data.decode import decode, resize
 from detector.data.shards import ShardReader, read_manifest
-from detector.engine import load_engine
 from detector.errors import exit_on_user_error
-from detector.model.export import read_card
+from detector.evaluation.calibration import read_calibration
+from detector.files import read_text
+from detector.images import decode, resize
+from detector.inference.detector import interpret
+from detector.inference.openvino import load_engine
+from detector.models.file import read_card
+from detector.models.outputs import network_outputs
 from detector.paths import EVALUATION_RUN, MODEL, PREDICTIONS, PREPARED
-from detector.predict import interpret, network_outputs
-from detector.results import read_text
 from detector.serve.limits import FILES
+from detector.tracking import registry, store
 
 
 def main() -> None:
@@ -46,18 +47,27 @@ def main() -> None:
 
 
 def command_line(files: list[bytes]) -> np.ndarray:
-    """`python -m detector.predict --no-detect`."""
+    """`python -m detector predict --no-detect`."""
     with tempfile.TemporaryDirectory() as folder:
         for number, data in enumerate(files):
             (Path(folder) / f"{number:06d}.jpg").write_bytes(data)
-        command = [sys.executable, "-m", "detector.predict", "--no-detect", "--format", "csv", "--model", str(MODEL)]
+        command = [
+            sys.executable,
+            "-m",
+            "detector.inference.detector",
+            "--no-detect",
+            "--format",
+            "csv",
+            "--model",
+            str(MODEL),
+        ]
         done = subprocess.run([*command, folder], capture_output=True, text=True, check=True)
     return np.array([float(row["p_fake"]) for row in csv.DictReader(io.StringIO(done.stdout))])
 
 
 def api(files: list[bytes]) -> np.ndarray:
-    """`POST /v1/predict?detect=false` of `python -m detector.serve`."""
-    command = [sys.executable, "-m", "detector.serve", "--port", "0", "--model", str(MODEL)]
+    """`POST /v1/predict?detect=false` of `python -m detector serve`."""
+    command = [sys.executable, "-m", "detector", "serve", "--port", "0", "--model", str(MODEL)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             address = server.stdout.readline().split()[0]
@@ -76,8 +86,8 @@ def pyfunc(files: list[bytes]) -> np.ndarray:
     """The model that evaluate logged."""
     import mlflow
 
-    tracking.connect()
-    model = mlflow.pyfunc.load_model(f"runs:/{read_text(EVALUATION_RUN)}/{tracking.MODEL}")
+    store.connect()
+    model = mlflow.pyfunc.load_model(f"runs:/{read_text(EVALUATION_RUN)}/{registry.MODEL}")
     return model.predict(pd.DataFrame({"image": files}))["p_fake"].to_numpy()
 
 

@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 
 from detector.augment.corruption import CORRUPTIONS, corrupt
 from detector.augment.self_blend import self_blend
-from detector.data.decode import decode
-from detector.data.sample import draw_sample
+from detector.images import decode
 from detector.params import load_params
 from detector.paths import project_root
+from detector.synthetic.sample import draw_sample
 
 COLUMNS, STRENGTH, SIZE = 9, 0.6, 192
 

@@ -35,10 +35,10 @@ def main() -> None:
 
 def measure() -> tuple[float, float]:
     """Seconds of the whole stage, and of the network's calls."""
-    from detector.model.backend import keras
-    from detector.model.export import ModelCard, save_model
-    from detector.model.network import build_network
-    from detector.model.weights import InitialWeights
+    from detector.models.backend import keras
+    from detector.models.file import ModelCard, save_model
+    from detector.models.network import build_network
+    from detector.models.weights import InitialWeights
     from detector.params import load_params
     from detector.paths import MODEL, TRAINING_RUN
     from stages import evaluate, prepare

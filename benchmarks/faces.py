@@ -19,7 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from detector.data.decode import EXTENSIONS, decode
+from detector.images import EXTENSIONS, decode
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 Finder = Callable[[np.ndarray], list[Box]]
@@ -27,7 +27,7 @@ SIDES = (40, 80, 150, 250)
 
 
 def ours() -> Finder:
-    from detector.faces import FaceFinder
+    from detector.models.faces import FaceFinder
 
     finder = FaceFinder()
     return lambda image: [face.box for face in finder.find(image)]

@@ -2,8 +2,8 @@
 
     python -m benchmarks.fuzz [FILES] [MODEL]        (2,000 and the champion unless said)
 
-Sends the files four at a time to `python -m detector.serve`, with the search for faces, then gives them all to
-`python -m detector.predict`. Fails on a status 500, on an answer without a verdict or a known error, on one that takes
+Sends the files four at a time to `python -m detector serve`, with the search for faces, then gives them all to
+`python -m detector predict`. Fails on a status 500, on an answer without a verdict or a known error, on one that takes
 more than 10 s, on a row too few, and where memory grows by more than 300 MB while files come in.
 """
 
@@ -23,7 +23,7 @@ import psutil
 import requests
 from PIL import Image
 
-from detector.data.sample import draw_sample
+from detector.synthetic.sample import draw_sample
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 SLOW_SECONDS = 10
@@ -104,7 +104,7 @@ def run(post, count: int, workers: int = 4) -> tuple[Counter, float]:
 
 def serving(count: int, model: list[str]) -> None:
     """The files at a running service."""
-    command = [sys.executable, "-m", "detector.serve", "--port", "0", *model]
+    command = [sys.executable, "-m", "detector", "serve", "--port", "0", *model]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             url = server.stdout.readline().split()[0]
@@ -134,7 +134,7 @@ def scanning(count: int, model: list[str]) -> None:
         for number, file in enumerate(files(count)):
             (Path(folder) / f"{number:06d}.jpg").write_bytes(file)
         start = time.perf_counter()
-        command = [sys.executable, "-m", "detector.predict", "--format", "csv", *model, folder]
+        command = [sys.executable, "-m", "detector", "predict", "--format", "csv", *model, folder]
         done = subprocess.run(command, capture_output=True, text=True)
         seconds = time.perf_counter() - start
     rows = list(csv.DictReader(io.StringIO(done.stdout)))

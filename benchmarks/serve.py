@@ -42,7 +42,7 @@ def whole(image, detect):
 service.Faces = lambda: whole
 service.GradCam.load = lambda self: None
 import types
-sys.modules["detector.registry"] = types.SimpleNamespace(find_model=Path)
+sys.modules["detector.inference.find_model"] = types.SimpleNamespace(find_model=Path)
 for name, value in {limits}.items():
     setattr(service.limits, name, value)
 sys.argv[1:] = ["--port", "{port}", "--model", {model!r}]
@@ -79,8 +79,8 @@ def standing_in():
     import tempfile
     import zipfile
 
-    from detector.calibration import Calibration, save_calibration
-    from detector.model.export import CARD
+    from detector.evaluation.calibration import Calibration, save_calibration
+    from detector.models.file import CARD
 
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model.keras"
@@ -154,7 +154,7 @@ def load(url: str, clients: int, seconds: float, files: list[bytes], per_request
 
 def bare(model: Path, size: int, batch: int, seconds: float) -> float:
     """Images a second of the engine alone."""
-    from detector.engine import load_engine
+    from detector.inference.openvino import load_engine
 
     engine = load_engine(model)
     crops = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
@@ -167,7 +167,7 @@ def bare(model: Path, size: int, batch: int, seconds: float) -> float:
 
 
 def main() -> None:
-    from detector.model.export import read_card
+    from detector.models.file import read_card
     from detector.serve.limits import BATCH
 
     model = Path(sys.argv[1]).resolve()

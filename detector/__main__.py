@@ -6,14 +6,20 @@ import sys
 from detector.errors import UserError, exit_on_user_error
 
 COMMANDS = {  # command -> the module whose main() it is, and what it does; imported only when it is called
-    "predict": ("detector.verdicts", "say of faces in images, folders and archives whether they are real or fake"),
+    "predict": (
+        "detector.inference.command",
+        "say of faces in images, folders and archives whether they are real or fake",
+    ),
     "serve": ("detector.serve.__main__", "a web page and an HTTP API for the same"),
-    "convert": ("detector.convert", "make a Keras classifier that you have a model of this project"),
-    "compare": ("detector.compare", "say whether one run's model is better than another's, on the same images"),
-    "leaderboard": ("detector.leaderboard", "all evaluated runs in one table"),
-    "registry": ("detector.registry", "list the registered models, make the better one champion"),
-    "recipe": ("detector.recipes", "run the pipeline with a named set of parameters, as an experiment"),
-    "ui": ("detector.tracking", "open the MLflow UI: ui [PORT]"),
+    "convert": ("detector.experiments.convert", "make a Keras classifier that you have a model of this project"),
+    "compare": (
+        "detector.experiments.compare",
+        "say whether one run's model is better than another's, on the same images",
+    ),
+    "leaderboard": ("detector.experiments.leaderboard", "all evaluated runs in one table"),
+    "registry": ("detector.experiments.promote", "list the registered models, make the better one champion"),
+    "recipe": ("detector.experiments.recipes", "run the pipeline with a named set of parameters, as an experiment"),
+    "ui": ("detector.tracking.runs", "open the MLflow UI: ui [PORT]"),
 }
 
 

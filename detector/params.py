@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from detector.errors import UserError
-from detector.model.backbones import BACKBONES
+from detector.models.backbones import BACKBONES
 
 RENAMED = {"train.average": "train.ema_decay"}  # keys of former versions
 
@@ -114,7 +114,7 @@ class SelfBlendParams(Section):
 
 
 class AugmentParams(Section):
-    """What training images go through; see `detector.augment.recipe`."""
+    """What training images go through; see `detector.augment.pipeline`."""
 
     rotation: Annotated[float, Field(ge=0, le=180)]
     width_shift: Annotated[float, Field(ge=0, lt=1)]

@@ -10,27 +10,19 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from detector import tracking
-from detector.calibration import UNCALIBRATED, save_calibration
-from detector.data.extra import write_extra_sets
-from detector.data.pipeline import stored_batches
+from detector.data.loader import stored_batches
 from detector.data.shards import ShardReader, dataset_digest, read_manifest, test_sets
+from detector.data.split_names import POOLED
 from detector.errors import UserError, exit_on_user_error
-from detector.evaluation import (
-    RUNG_COLUMNS,
-    Damage,
-    choose_calibration,
-    evaluate,
-    forged_regions,
-    localisation,
-    pooled,
-    reencode,
-    showcase,
-    stress_ladder,
-    stress_summary,
-    with_known_forgery,
-)
-from detector.explain import grad_cam
+from detector.evaluation.calibration import UNCALIBRATED, save_calibration
+from detector.evaluation.images import Damage
+from detector.evaluation.localization import forged_regions, localisation, with_known_forgery
+from detector.evaluation.robustness import RUNG_COLUMNS, reencode, stress_ladder, stress_summary
+from detector.evaluation.summary import choose_calibration, evaluate, pooled, showcase
+from detector.files import read_text, write_heatmaps, write_json
+from detector.inference.detector import Detector
+from detector.models.grad_cam import grad_cam
+from detector.models.outputs import network_outputs
 from detector.params import flatten, load_params
 from detector.paths import (
     BY_ATTRIBUTE,
@@ -45,16 +37,15 @@ from detector.paths import (
     STRESS,
     TRAINING_RUN,
 )  # fmt: skip
-from detector.predict import Detector, network_outputs
-from detector.results import read_text, write_heatmaps, write_json
-from detector.scoring import POOLED
+from detector.prepare.extra import write_extra_sets
+from detector.tracking import registry, runs, store
 
 BATCH_SIZE = 32
 
 
 def main() -> None:
     params = load_params()
-    tracking.connect()
+    store.connect()
     settings, seed = params.evaluate, params.seed
     detector = Detector(MODEL, UNCALIBRATED)
     manifest = read_manifest(PREPARED)
@@ -114,17 +105,17 @@ def main() -> None:
     digest = dataset_digest(manifest)
     if digest != detector.card.data_digest:  # of a converted model: on other data it is another evaluation
         logged["evaluate.data"] = digest
-    run_id = tracking.evaluation_run(read_text(TRAINING_RUN), logged, {"data.digest": digest})
+    run_id = runs.evaluation_run(read_text(TRAINING_RUN), logged, {"data.digest": digest})
     EVALUATION_RUN.write_text(run_id + "\n")
-    tracking.log_metrics(run_id, evaluation)
+    runs.log_metrics(run_id, evaluation)
     size = {"parameters": detector.model.count_params(), "megabytes": MODEL.stat().st_size / 1e6}
-    tracking.log_metrics(run_id, {"size": size, "speed.scoring_images_per_second": speed})
-    tracking.log_artifacts(
+    runs.log_metrics(run_id, {"size": size, "speed.scoring_images_per_second": speed})
+    runs.log_artifacts(
         run_id, {path: "metrics" for path in (EVALUATION, PREDICTIONS, ROC, STRESS, BY_ATTRIBUTE, calibration_file)}
     )
-    tracking.log_model(run_id, MODEL, calibration_file)
+    registry.log_model(run_id, MODEL, calibration_file)
     try:
-        registered = f", {tracking.REGISTERED} {tracking.register(run_id)}"
+        registered = f", {registry.REGISTERED} {registry.register(run_id)}"
     except UserError as error:  # the run is complete without it
         print(f"WARNING: not registered: {error}", file=sys.stderr)
         registered = ""

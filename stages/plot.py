@@ -2,11 +2,10 @@
 
 from itertools import chain
 
-from detector import figures, gallery, report, tracking
-from detector.calibration import read_calibration
-from detector.data.ingest import replaced_folder
 from detector.data.shards import read_manifest, test_sets
 from detector.errors import UserError, exit_on_user_error
+from detector.evaluation.calibration import read_calibration
+from detector.files import read_heatmaps, read_json, read_table, read_text, replaced_folder
 from detector.params import flatten, load_params
 from detector.paths import (
     BY_ATTRIBUTE,
@@ -25,12 +24,13 @@ from detector.paths import (
     STRESS,
     TRAIN_SUMMARY,
 )
-from detector.results import read_heatmaps, read_json, read_table, read_text
+from detector.reporting import figures, gallery, report
+from detector.tracking import runs, store
 
 
 def main() -> None:
     params = load_params()
-    tracking.connect()
+    store.connect()
     data, evaluation, calibration = read_json(DATA_SUMMARY), read_json(EVALUATION), read_calibration(MODEL)
     predictions = read_table(PREDICTIONS, texts=["path", "set", "class", "group", "called", "verdict", "sha256"])
     ladder = read_table(STRESS, texts=["name", "family", "arm"])
@@ -63,10 +63,10 @@ def main() -> None:
     used = flatten(params)
     if converted := train.get("file"):
         used = {key: value for key, value in used.items() if not key.startswith(("model.", "augment.", "train."))}
-    origin = {**tracking.origin(), "mlflow_run": run_id, "converted": converted, **used}
+    origin = {**runs.origin(), "mlflow_run": run_id, "converted": converted, **used}
     page = report.render(data, train, read_json(CALIBRATION), evaluation, ladder, attributes, drawn, origin)
     REPORT.write_text(page, encoding="utf-8")
-    tracking.log_artifacts(run_id, {PLOTS: "plots", REPORT: "metrics"})
+    runs.log_artifacts(run_id, {PLOTS: "plots", REPORT: "metrics"})
     print(f"{len(drawn)} pictures: {PLOTS}/; report: {REPORT}")
 
 

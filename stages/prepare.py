@@ -4,15 +4,15 @@ import sys
 
 import numpy as np
 
-from detector.data.crops import face_crops
-from detector.data.ingest import ingest, replaced_folder
-from detector.data.sample import write_sample
-from detector.data.sources import open_folder, open_source
 from detector.errors import exit_on_user_error
-from detector.model.export import DRAWN_SAMPLE
+from detector.files import replaced_folder, write_json
+from detector.models.file import DRAWN_SAMPLE
 from detector.params import load_params
 from detector.paths import DATA_SUMMARY, PREPARED, existing_path
-from detector.results import write_json
+from detector.prepare.face_crops import face_crops
+from detector.prepare.ingest import ingest
+from detector.prepare.sources import open_folder, open_source
+from detector.synthetic.sample import write_sample
 
 
 def main() -> None:

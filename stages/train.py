@@ -5,22 +5,23 @@ from functools import cache
 
 import pandas as pd
 
-from detector import tracking
 from detector.data.shards import class_names, dataset_digest, read_manifest
 from detector.errors import exit_on_user_error
-from detector.model.backend import keras, make_deterministic
-from detector.model.export import ModelCard, save_model
-from detector.model.network import build_network, in_float32, resolve_precision
-from detector.model.weights import find_weights
+from detector.files import read_json, write_json
+from detector.models.backend import keras, make_deterministic
+from detector.models.file import ModelCard, save_model
+from detector.models.network import build_network, in_float32, resolve_precision
+from detector.models.weights import find_weights
 from detector.params import flatten, load_params
 from detector.paths import DATA_SUMMARY, HISTORY, MODEL, PREPARED, TRAIN_SUMMARY, TRAINING_RUN, project_root
-from detector.results import read_json, write_json
-from detector.training import Checkpoint, Split, best_epoch, fingerprint, phase, train
+from detector.tracking import runs, store
+from detector.training.checkpoint import Checkpoint, fingerprint
+from detector.training.loop import Split, best_epoch, phase, train
 
 
 def main() -> None:
     params = load_params()
-    tracking.connect()  # what cannot be recorded need not be trained
+    store.connect()  # what cannot be recorded need not be trained
     manifest = read_manifest(PREPARED)
     digest = dataset_digest(manifest)
     initial = find_weights(params.model.weights, params.model.backbone)
@@ -42,11 +43,11 @@ def main() -> None:
     logged = {key: value for key, value in flatten(params).items() if not key.startswith("evaluate.")}
     with (
         Checkpoint.open(folder) as checkpoint,
-        tracking.training_run(logged, {**facts, "data.digest": digest}, checkpoint.run_id) as run_id,
+        runs.training_run(logged, {**facts, "data.digest": digest}, checkpoint.run_id) as run_id,
     ):
         checkpoint.run_id = run_id
         if checkpoint.history:
-            tracking.log_missing_epochs(run_id, checkpoint.history)
+            runs.log_missing_epochs(run_id, checkpoint.history)
             print(f"going on after epoch {len(checkpoint.history)} of {params.train.epochs}, from {folder}")
 
         durations = []  # of the epochs that train all, at full size
@@ -55,7 +56,7 @@ def main() -> None:
             now = phase(row["epoch"], params)
             if not now.head_alone and now.image_size == params.model.image_size:
                 durations.append(seconds)
-            tracking.log_metrics(run_id, {**row, "seconds": seconds}, step=row["epoch"])
+            runs.log_metrics(run_id, {**row, "seconds": seconds}, step=row["epoch"])
             pd.DataFrame(checkpoint.history).to_csv(HISTORY, index=False)
             print(
                 f"epoch {row['epoch']}/{params.train.epochs}"
@@ -89,11 +90,11 @@ def main() -> None:
         TRAINING_RUN.write_text(run_id + "\n")
         pd.DataFrame(history).to_csv(HISTORY, index=False)
         write_json(TRAIN_SUMMARY, {**facts, "weights_note": initial.note, "epochs": len(history), "best": best})
-        tracking.log_metrics(run_id, {"best": best})
+        runs.log_metrics(run_id, {"best": best})
         if durations:  # none where a kill came after the last epoch
             speed = len(training.reader) / min(durations)
-            tracking.log_metrics(run_id, {"speed.training_images_per_second": speed})
-        tracking.log_artifacts(run_id, {path: "metrics" for path in (DATA_SUMMARY, TRAIN_SUMMARY, HISTORY)})
+            runs.log_metrics(run_id, {"speed.training_images_per_second": speed})
+        runs.log_artifacts(run_id, {path: "metrics" for path in (DATA_SUMMARY, TRAIN_SUMMARY, HISTORY)})
     print(f"best epoch {best['epoch']}: {MODEL}, {TRAIN_SUMMARY}, {HISTORY}; MLflow run {run_id}")
 
 

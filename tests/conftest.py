@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detector.data.ingest import ingest
-from detector.data.splits import Entry
 from detector.params import Params, load_params
+from detector.prepare.ingest import ingest
+from detector.prepare.splits import Entry
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
 class MemorySource:
-    """A `detector.data.sources.Source` of files in memory, at "<split>/<class>/<name>"."""
+    """A `detector.prepare.sources.Source` of files in memory, at "<split>/<class>/<name>"."""
 
     files: Mapping[str, bytes | OSError]
     attributes: Mapping[str, dict[str, str]] = field(default_factory=dict)
@@ -90,9 +90,9 @@ def prepared(tmp_path_factory, encode) -> Path:
 @pytest.fixture(scope="session")
 def network(defaults):
     """The untrained Xception detector for images of 71 x 71, its smallest; not to be changed."""
-    from detector.model.backend import keras
-    from detector.model.network import build_network
-    from detector.model.weights import InitialWeights
+    from detector.models.backend import keras
+    from detector.models.network import build_network
+    from detector.models.weights import InitialWeights
 
     keras.utils.clear_session()  # layers without a name of their own are numbered, as in a fresh process
     keras.utils.set_random_seed(5)
@@ -102,7 +102,7 @@ def network(defaults):
 @pytest.fixture(scope="session")
 def model_file(network, tmp_path_factory) -> Path:
     """`network`, saved with the classes "camera" and "swap"."""
-    from detector.model.export import ModelCard, save_model
+    from detector.models.file import ModelCard, save_model
 
     path = tmp_path_factory.mktemp("model") / "model.keras"
     save_model(network, ModelCard(["camera", "swap"], 71, "xception", "random", "d1635700"), path)

@@ -484,7 +484,9 @@ def imported(start: Path) -> set[Path]:
     return found
 
 
-@pytest.mark.parametrize("module", ["stages.plot", "detector.figures", "detector.data.sources", "detector.params"])
+@pytest.mark.parametrize(
+    "module", ["stages.plot", "detector.reporting.figures", "detector.prepare.sources", "detector.params"]
+)
 def test_light_modules_do_not_import_tensorflow(module):
     code = f"import sys, {module}; sys.exit(bool({{'tensorflow', 'keras'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

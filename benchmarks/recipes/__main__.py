@@ -24,12 +24,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from detector import recipes, tracking
 from detector.errors import UserError, exit_on_user_error
+from detector.evaluation.bootstrap import bootstrap
+from detector.experiments import recipes
+from detector.files import write_json
+from detector.metrics import score
 from detector.params import flatten, load_params, parse_yaml, read_yaml
 from detector.paths import project_root
-from detector.results import write_json
-from detector.scoring import bootstrap, score
+from detector.tracking import runs
 
 HERE = Path(__file__).resolve().parent
 FIGURES = ("auc", "accuracy", "ece", "false_accusation_rate")
@@ -111,7 +113,7 @@ def write_table(prefix: str, common: list[str]) -> None:
         row: {**settings, **{key: instead[key] for key in settings.keys() & instead.keys()}}
         for row, settings in all_rows().items()
     }
-    everything = {run.info.run_id: run for run in tracking.all_runs()}  # the newest first
+    everything = {run.info.run_id: run for run in runs.all_runs()}  # the newest first
     found: dict[str, dict[int, object]] = defaultdict(dict)
     pinned = {key for settings in rows.values() for key in settings}
     newest, left_out = None, {}
@@ -136,12 +138,12 @@ def write_table(prefix: str, common: list[str]) -> None:
 
     table = {}
     for row in (row for row in rows if found[row]):
-        runs = [found[row][seed] for seed in sorted(found[row])]
+        of_row = [found[row][seed] for seed in sorted(found[row])]
         table[row] = {
             "seeds": sorted(found[row]),
-            "command": command_of(runs[0], row, sorted(found[row])),
-            "runs": [origin(run, everything.get(run.data.tags.get("mlflow.parentRunId"), run)) for run in runs],
-            **summary([outcome(run, intervals=len(runs) == 1) for run in runs]),
+            "command": command_of(of_row[0], row, sorted(found[row])),
+            "runs": [origin(run, everything.get(run.data.tags.get("mlflow.parentRunId"), run)) for run in of_row],
+            **summary([outcome(run, intervals=len(of_row) == 1) for run in of_row]),
         }
     best = chosen(table)
     run = found[best][table[best]["seeds"][0]]
@@ -213,7 +215,7 @@ def origin(run, trained_by) -> dict[str, object]:
     """
 
     def read(name: str) -> dict:
-        return json.loads(tracking.read_artifact(trained_by.info.run_id, f"metrics/{name}"))
+        return json.loads(runs.read_artifact(trained_by.info.run_id, f"metrics/{name}"))
 
     images, batch_size = sum(read("data.json")["counts"]["train"].values()), _parameter(run, "train.batch_size")
     batch_size = min(batch_size, images)
@@ -236,7 +238,7 @@ def outcome(run, intervals: bool) -> dict:
     """
 
     def read(name: str) -> bytes:
-        return tracking.read_artifact(run.info.run_id, f"metrics/{name}")
+        return runs.read_artifact(run.info.run_id, f"metrics/{name}")
 
     evaluation = json.loads(read("evaluate.json"))
     attributes = pd.read_csv(io.BytesIO(read("by_attribute.csv")), dtype=str)

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from detector.data.decode import BrokenImage, decode
 from detector.errors import UserError
+from detector.images import BrokenImage, decode
 from detector.quiet import quiet_native_stderr
 
 SHARD_BYTES = 128 * 2**20  # large enough that DVC tracks few files, small enough to move

@@ -1,4 +1,4 @@
-"""`python -m detector.serve`: the detector as an HTTP service with a page for people."""
+"""`python -m detector serve`: the detector as an HTTP service with a page for people."""
 
 import argparse
 import ipaddress
@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 
-from detector.errors import UserError, exit_on_user_error
+from detector.errors import UserError
 from detector.serve import limits
 
 HELP = """\
@@ -18,7 +18,7 @@ A page to drop a photo on at /, an HTTP API at /v1/predict and /v1/explain, desc
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m detector.serve", description=HELP)
+    parser = argparse.ArgumentParser(prog="python -m detector serve", description=HELP)
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--model", metavar="REF", help="a model file, a folder, an MLflow run or a models:/ URI")
@@ -31,9 +31,9 @@ def main() -> None:
 
     import uvicorn
 
-    from detector.engine import Engine, load_engine
-    from detector.model.export import read_card
-    from detector.registry import find_model
+    from detector.inference.find_model import find_model
+    from detector.inference.openvino import Engine, load_engine
+    from detector.models.file import read_card
     from detector.serve.app import create_app, warm_up
     from detector.serve.protocol import Protocol, Server
     from detector.serve.service import Faces, GradCam, Service
@@ -87,7 +87,3 @@ def listen(host: str, port: int) -> socket.socket:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--host {host} --port {port}: {reason}; choose another with --port or --host") from None
     return listener
-
-
-if __name__ == "__main__":
-    exit_on_user_error(main)

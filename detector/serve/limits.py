@@ -1,6 +1,6 @@
 """What the service takes, holds and waits for at most: all of its limits, in one place."""
 
-from detector.data.decode import FORMATS
+from detector.images import FORMATS
 
 MIB = 1 << 20
 

@@ -13,19 +13,20 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from detector.calibration import Calibration, read_calibration
-from detector.data.decode import BrokenImage, decode, decoded_pixels, resize
-from detector.explain import at_size
-from detector.model.export import ModelCard, read_card
-from detector.predict import interpret, network_outputs
-from detector.results import read_json
+from detector.evaluation.calibration import Calibration, read_calibration
+from detector.files import read_json
+from detector.images import BrokenImage, decode, decoded_pixels, resize
+from detector.inference.detector import interpret
+from detector.models.file import ModelCard, read_card
+from detector.models.grad_cam import at_size
+from detector.models.outputs import network_outputs
 from detector.serve import limits
 from detector.serve.batching import Batcher
 from detector.serve.metrics import Metrics
 from detector.serve.problems import Problem
 
 if TYPE_CHECKING:
-    from detector.engine import Predictor
+    from detector.inference.openvino import Predictor
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, pixels of the upright image, right and bottom beyond it
 
@@ -79,10 +80,10 @@ class Judged:
 
 
 class Faces:
-    """Finds faces with `detector.faces`; where `detect` is false the whole image is the one."""
+    """Finds faces with `detector.models.faces`; where `detect` is false the whole image is the one."""
 
     def __init__(self):
-        from detector.faces import FaceFinder
+        from detector.models.faces import FaceFinder
 
         self._find = FaceFinder().find
 
@@ -90,7 +91,7 @@ class Faces:
         if not detect:
             height, width = image.shape[:2]
             return [Region((0, 0, width, height), image, (0, 0, width))]
-        from detector.faces import crop, square
+        from detector.models.faces import crop, square
 
         return [Region(face.box, crop(image, face), square(face)) for face in self._find(image)[: limits.FACES]]
 
@@ -221,7 +222,7 @@ class Service:
         ]
 
     def _draw(self, one: Seen) -> bytes | None:
-        from detector.faces import LARGEST
+        from detector.models.faces import LARGEST
 
         height, width = one.shape
         fit = min(1, LARGEST / max(height, width))
@@ -251,7 +252,7 @@ class GradCam:
         """The Detector, loaded once."""
         with self._lock:
             if self._detector is None:
-                from detector.predict import Detector
+                from detector.inference.detector import Detector
 
                 self._detector = Detector(self._model)
             return self._detector

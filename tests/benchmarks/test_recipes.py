@@ -89,7 +89,7 @@ def test_the_interval_is_students_and_one_seed_has_none():
 
 
 class Store:
-    """MLflow runs with the files of an evaluation, in place of `detector.tracking`."""
+    """MLflow runs with the files of an evaluation, in place of `detector.tracking.runs.runs`."""
 
     def __init__(self, **losses: float):
         self.losses = {name.replace("_", "-"): loss for name, loss in losses.items()}

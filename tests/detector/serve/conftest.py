@@ -11,8 +11,8 @@ import pytest
 import requests
 import uvicorn
 
-from detector.calibration import Calibration, save_calibration
-from detector.model.export import CARD
+from detector.evaluation.calibration import Calibration, save_calibration
+from detector.models.file import CARD
 from detector.serve.app import create_app
 from detector.serve.protocol import Protocol
 from detector.serve.service import Region, Service

@@ -281,7 +281,7 @@ def test_what_is_no_http_gets_an_error_in_json(live, request_line):
 
 def test_bombs_are_refused_by_their_headers(live, picture, monkeypatch):
     monkeypatch.setattr(limits, "PIXELS", 1599)
-    monkeypatch.setattr("detector.data.decode.MAX_SCANS", 0)
+    monkeypatch.setattr("detector.images.MAX_SCANS", 0)
     small = live.post("/v1/predict", picture(), picture(0, 39, 41), picture(0, 20, 20, "JPEG")).json()["images"]
     assert [image.get("error", {}).get("code") for image in small] == ["too_many_pixels", None, "broken_image"]
 

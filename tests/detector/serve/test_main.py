@@ -57,9 +57,9 @@ class Engine:
 
 
 def test_a_model_that_was_replaced_during_the_start_is_not_served(monkeypatch, card_only):
-    monkeypatch.setattr("detector.registry.find_model", lambda reference: card_only)
-    monkeypatch.setattr("detector.engine.load_engine", lambda path: Engine())
-    monkeypatch.setattr("detector.engine.Engine", Engine)
+    monkeypatch.setattr("detector.inference.find_model.find_model", lambda reference: card_only)
+    monkeypatch.setattr("detector.inference.openvino.load_engine", lambda path: Engine())
+    monkeypatch.setattr("detector.inference.openvino.Engine", Engine)
     monkeypatch.setattr("detector.serve.service.Faces", lambda: None)
     monkeypatch.setattr(sys, "argv", ["serve", "--port", "0"])
     with pytest.raises(UserError, match="was replaced while the service started; start it again"):
@@ -83,8 +83,8 @@ def test_a_host_that_is_none_is_one_line(host):
 def test_who_listens_to_everybody_is_warned(monkeypatch, capsys, card_only):
     ran = []
     stand_ins = {
-        "detector.registry": {"find_model": lambda reference: card_only},
-        "detector.engine": {"load_engine": lambda path: None, "Engine": Engine},
+        "detector.inference.find_model": {"find_model": lambda reference: card_only},
+        "detector.inference.openvino": {"load_engine": lambda path: None, "Engine": Engine},
     }
     for name, content in stand_ins.items():
         monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(**content))

@@ -1,0 +1,278 @@
+"""What the evaluation does with a model's outputs: choose the calibration, score a set, put it under stress.
+
+The network itself stays outside: `Output` is whatever turns stored images, damaged or not, into its outputs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+import numpy as np
+import pandas as pd
+
+from detector import metrics
+from detector.augment.corruption import perturb
+from detector.data.shards import COLUMNS, class_indices
+from detector.data.split_names import split_name
+from detector.errors import UserError
+from detector.evaluation import bootstrap, calibration, curves
+from detector.evaluation.calibration import Calibration
+from detector.evaluation.images import Output, part_of
+from detector.evaluation.robustness import in_one_format
+from detector.images import EXTENSIONS
+from detector.params import EvaluateParams
+
+ATTRIBUTE_COLUMNS = (
+    *("set", "attribute", "value", "n", "n_real", "n_fake", "auc", "auc_vs_other_class"),
+    *("accuracy", "accuracy_low", "accuracy_high"),
+    *(name for name in metrics.METRICS if name not in ("auc", "accuracy")),
+)
+SHOWN = 3  # images of each kind of call whose heat is drawn
+VALUES = (2, 50)  # an attribute with fewer values tells nothing apart; one with more is a name, not a group
+
+
+def choose_calibration(
+    validation: pd.DataFrame, output: Output, classes: Sequence[str], params: EvaluateParams, seed: int
+) -> tuple[Calibration, dict]:
+    """Temperature, threshold and unsure band from the validation split, damaged as `evaluate.calibration` says.
+
+    Args:
+        validation: rows of the manifest. classes: the model's, the real one first.
+
+    Returns:
+        The calibration, and what it was chosen on: the images and how well it does on them, which flatters.
+
+    Raises:
+        UserError: a model of more than two classes does not know one of the data's.
+    """
+    how = params.calibration
+    rows = part_of(validation, how.max_images, seed)
+    kinds = len(classes) > 2
+    if kinds and (unknown := sorted(set(rows["class"]) - set(classes))):
+        raise UserError(
+            f"data: the model knows the classes {', '.join(classes)}, but not {', '.join(unknown)} of the validation "
+            "images; name the folders of the data as the model names its classes"
+        )
+
+    def damage(image: np.ndarray, index: int) -> np.ndarray:
+        rng = np.random.default_rng([seed, index])
+        return perturb(image, rng, how.arms, (1, how.corruptions), tuple(how.strength))
+
+    ways = {"clean": [None], "perturbed": [damage], "mixed": [None, damage]}[how.images]
+    outputs = np.concatenate([output(rows, way) for way in ways])
+    truth = np.tile(class_indices(rows, classes) if kinds else rows["label"].to_numpy(), len(ways))
+    calibration = calibration.fit(
+        truth, outputs, params.threshold, params.max_false_accusation_rate, params.target_error
+    )
+    calibration = replace(calibration, flip=params.flip_average)
+    return calibration, {
+        "images": len(rows),
+        "scored": how.images,
+        **_scores((truth > 0).astype(int), outputs, calibration),
+    }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is known of one test set.
+
+    Attributes:
+        metrics: for metrics/evaluate.json: `metrics.score` at the calibration's threshold; uncalibrated (brier, loss,
+            ece of the network's own outputs); selective (`calibration.selective`); n_groups; intervals (metric -> 95 %
+            low and high, or None); per_class; confusion; of more than two classes also classes
+            (`metrics.class_scores`). A set with a class that the model does not know has per_class and confusion of
+            real and fake alone. reencoded (`in_one_format`), where it was scored so.
+        predictions: one row an image.
+        attributes: as `by_attribute`.
+        roc: set, fpr, tpr, threshold of the ROC curve; empty where one class is missing.
+    """
+
+    metrics: dict[str, object]
+    predictions: pd.DataFrame
+    attributes: pd.DataFrame
+    roc: pd.DataFrame
+
+
+def evaluate(
+    rows: pd.DataFrame,
+    outputs: np.ndarray,
+    calibration: Calibration,
+    classes: Sequence[str],
+    resamples: int,
+    seed: int,
+    reencoded: np.ndarray | None = None,
+) -> Evaluation:
+    """Everything about one test set.
+
+    Args:
+        rows: of the manifest, one split. outputs: the network's, float (n,) or (n, classes). classes: the model's.
+        resamples: of the groups, behind the intervals. reencoded: the network's outputs for the same images after
+            `reencode`.
+    """
+    labels, groups = rows["label"].to_numpy(), rows["group"].tolist()
+    probabilities = calibration.apply(outputs)
+    p_fake, called = outputs.p_fake(probabilities), calibration.labels(probabilities, classes)
+    curve = curves.roc_points(labels, p_fake) or {"fpr": [], "tpr": [], "threshold": []}
+    metrics = {
+        **_scores(labels, outputs, calibration),
+        "n_groups": rows["group"].nunique(),
+        "intervals": bootstrap.bootstrap(labels, p_fake, groups, calibration.threshold, n=resamples, seed=seed),
+        **_of_classes(rows, probabilities, called, classes),
+    }
+    predictions = (
+        rows[["path", "split", "class", "group", "label"]]
+        .rename(columns={"split": "set"})
+        .assign(
+            p_fake=p_fake,
+            p_fake_uncalibrated=outputs.p_fake(outputs),
+            called=called,
+            verdict=calibration.verdicts(probabilities, classes),
+            sha256=rows["sha256"],
+            # Not p_<class>: a kind of fake may well be called fake.
+            **(
+                {}
+                if probabilities.ndim == 1
+                else {f"probability_{k}": p for k, p in zip(classes, probabilities.T, strict=True)}
+            ),
+        )
+    )
+    if reencoded is not None:
+        again = outputs.p_fake(calibration.apply(reencoded))
+        metrics["reencoded"] = in_one_format(rows, p_fake, again, calibration.threshold, resamples, seed)
+        predictions["p_fake_reencoded"] = again
+    return Evaluation(
+        metrics,
+        predictions,
+        attributes=by_attribute(rows, p_fake, calibration.threshold, resamples, seed),
+        roc=pd.DataFrame({"set": rows["split"].iloc[0], **curve}),
+    )
+
+
+def _of_classes(
+    rows: pd.DataFrame, probabilities: np.ndarray, called: list[str], classes: Sequence[str]
+) -> dict[str, object]:
+    known = len(classes) > 2 and set(rows["class"]) <= set(classes)
+    if known:
+        names, truth = classes, class_indices(rows, classes)
+        calls = np.array([classes.index(name) for name in called])
+    else:
+        names = classes if len(classes) == 2 else [classes[0], "fake"]
+        truth, calls = rows["label"].to_numpy(), np.array([int(name != classes[0]) for name in called])
+    found = {"per_class": metrics.per_class(truth, calls, names), "confusion": metrics.confusion(truth, calls, names)}
+    if known:
+        found["classes"] = metrics.class_scores(truth, probabilities, calls, classes)
+    return found
+
+
+def _scores(labels: np.ndarray, outputs: np.ndarray, calibration: Calibration) -> dict[str, object]:
+    p_fake = outputs.p_fake(calibration.apply(outputs))
+    before = metrics.score(labels, outputs.p_fake(outputs))
+    return {
+        **metrics.score(labels, p_fake, calibration.threshold),
+        "uncalibrated": {name: before[name] for name in ("brier", "loss", "ece")},
+        "selective": calibration.selective(labels, p_fake, calibration.threshold, calibration.unsure),
+    }
+
+
+def pooled(predictions: pd.DataFrame, threshold: float, resamples: int, seed: int) -> dict[str, object]:
+    """All test sets together under the one threshold, as the detector meets images whose set nobody tells it.
+
+    Every image counts alike, so a set counts by its number of images. Images of groups that bear the same name in two
+    sets, but for the set's own, are resampled together: they may be one image in two versions. Where they are not,
+    that costs nothing, for what is not related is as related as chance has it.
+
+    Args:
+        predictions: as `Evaluation.predictions`, of all sets.
+
+    Returns:
+        `metrics.score` of all images; n_groups; intervals, as `bootstrap.bootstrap`; within_sets, as
+        `bootstrap.auc_within_sets`.
+    """
+    labels, p_fake, sets = (predictions[name].to_numpy() for name in ("label", "p_fake", "set"))
+    groups = [_shared_name(group, name) for group, name in zip(predictions["group"], sets, strict=True)]
+    return {
+        **metrics.score(labels, p_fake, threshold),
+        "n_groups": len(set(groups)),
+        "intervals": bootstrap.bootstrap(labels, p_fake, groups, threshold, n=resamples, seed=seed, sets=sets),
+        "within_sets": bootstrap.auc_within_sets(labels, p_fake, sets, groups, n=resamples, seed=seed),
+    }
+
+
+def _shared_name(group: str, split: str) -> str:
+    """The name of a group of the test set `split` without what says the set or the format: Test_Fog/a.jpg -> a."""
+    parts = group.split("/")
+    own = next((i for i, part in enumerate(parts) if split_name(part) == split), None)
+    name = "/".join(part for i, part in enumerate(parts) if i != own)
+    suffix = PurePosixPath(name).suffix
+    return (name.removesuffix(suffix) if suffix.lower() in EXTENSIONS else name) or group
+
+
+def by_attribute(rows: pd.DataFrame, p_fake: np.ndarray, threshold: float, resamples: int, seed: int) -> pd.DataFrame:
+    """Every metric for each value of the attributes that the data set's manifest brought along.
+
+    An attribute of one or more than 50 values is left out, and one that only says the class once more.
+
+    A value that only fakes have, such as a method of forging, has no AUC of its own: `auc_vs_other_class` sets its
+    images against all images of the other class. Accuracy comes with its 95 % interval, clustered by group.
+
+    Args:
+        rows: of the manifest. p_fake: float (n,), calibrated.
+
+    Returns:
+        One row a value, with the columns `ATTRIBUTE_COLUMNS`.
+    """
+    labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
+    table = []
+    for attribute in (name for name in rows.columns if name not in COLUMNS):
+        values = rows[attribute].to_numpy()
+        pairs = len(set(zip(values, rows["class"], strict=True)))
+        if not VALUES[0] <= len(set(values)) <= VALUES[1] or pairs == len(set(values)) == rows["class"].nunique():
+            continue
+        for value in sorted(set(values)):
+            own = values == value
+            found = metrics.score(labels[own], p_fake[own], threshold)
+            interval = bootstrap.bootstrap(
+                labels[own], p_fake[own], groups[own].tolist(), threshold, ["accuracy"], n=resamples, seed=seed
+            )["accuracy"] or {"low": None, "high": None}
+            against = None
+            if not (found["n_real"] and found["n_fake"]):
+                pool = own | (labels != labels[own][0])
+                against = metrics.score(labels[pool], p_fake[pool])["auc"]
+            table.append(
+                {
+                    **found,
+                    "set": rows["split"].iloc[0],
+                    "attribute": attribute,
+                    "value": value or "unknown",
+                    "auc_vs_other_class": against,
+                    "accuracy_low": interval["low"],
+                    "accuracy_high": interval["high"],
+                }
+            )
+    return pd.DataFrame(table, columns=ATTRIBUTE_COLUMNS)
+
+
+def showcase(predictions: pd.DataFrame, threshold: float) -> pd.DataFrame:
+    """The images of one test set whose heat is shown: the surest calls of each kind, of no group two.
+
+    Args:
+        predictions: as `Evaluation.predictions`.
+
+    Returns:
+        Those rows: fakes and real images called right, then real ones called fake and fakes called real, the surest of
+        each first.
+    """
+    fake, called = predictions["label"] == 1, predictions["p_fake"] >= threshold
+    kinds = [fake & called, ~fake & ~called, ~fake & called, fake & ~called]
+    chosen = [
+        predictions[kind]
+        .sort_values("p_fake", ascending=not said_fake, kind="stable")
+        .drop_duplicates("group")
+        .head(SHOWN)
+        for kind, said_fake in zip(kinds, (True, False, True, False), strict=True)
+    ]
+    return pd.concat(chosen)
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

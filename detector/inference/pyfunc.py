@@ -1,0 +1,34 @@
+"""The detector as an MLflow model. MLflow runs this file to load it; nothing of the project imports it."""
+
+import mlflow
+import pandas as pd
+
+
+class ImageScorer(mlflow.pyfunc.PythonModel):
+    """Image files to P(fake)."""
+
+    def load_context(self, context: mlflow.pyfunc.PythonModelContext) -> None:
+        from detector.inference.detector import Detector
+
+        self._detector = Detector(context.artifacts["model"])
+
+    def predict(self, context, model_input: pd.DataFrame, params: dict | None = None) -> pd.DataFrame:
+        """Score the column `image`, the bytes of image files: one row an image.
+
+        Returns:
+            `p_fake`, calibrated, 0..1; `label`, the class it is called; `verdict`, that class or "unsure".
+
+        Raises:
+            MlflowException: something is no image; a server answers with status 400.
+        """
+        from detector.images import BrokenImage
+
+        try:
+            found = self._detector.predict_files(model_input["image"])
+        except BrokenImage as error:
+            said = f"column image: {error}; give whole image files, in JSON as base64 within dataframe_split"
+            raise mlflow.MlflowException.invalid_parameter_value(said) from None
+        return pd.DataFrame({"p_fake": found.p_fake, "label": found.labels, "verdict": found.verdicts})
+
+
+mlflow.models.set_model(ImageScorer())

@@ -1,0 +1,148 @@
+"""A data set of drawn portraits and drawn fakes: a first run needs no download and nobody's face."""
+
+import csv
+import os
+import threading
+import time
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from multiprocessing import get_context
+from pathlib import Path
+from zlib import crc32
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from detector.augment import corruption
+from detector.data.masks import MASKS
+from detector.params import SampleParams
+from detector.synthetic.forgery import FORGERIES
+from detector.synthetic.portrait import render
+from detector.synthetic.portrait.camera import photograph
+from detector.synthetic.portrait.sitter import Identity, draw_identity, draw_scene
+
+PHOTOS = 3  # of one person in each class
+NEIGHBOURS = 8  # people among whom a forger looks for a donor; a power of two
+MANIFEST = "manifest.csv"
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """One image of the sample.
+
+    path: "<split>/<class>/<number>.jpg"; a fake's class is Fake or, where there are several kinds, its kind.
+    group: the person shown; a fake has its target's. method: "camera" for a real image, the kind of forgery
+    for a fake. mask: PNG, 8-bit grey, as large as the image, 255 where it is forged; None for a real image.
+    """
+
+    path: str
+    jpeg: bytes
+    group: str
+    method: str
+    mask: bytes | None
+
+
+def write_sample(folder: Path, params: SampleParams, seed: int) -> None:
+    """Draw the sample into `folder`: images, a manifest (path, group, method), the masks in one archive."""
+    counts = {"Train": params.train, "Validation": params.validation, "Test": params.test}
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / MANIFEST, "w", newline="") as file, zipfile.ZipFile(folder / MASKS, "w") as masks:
+        manifest = csv.writer(file)
+        manifest.writerow(("path", "group", "method"))
+        portraits = draw_sample(counts, params.size, seed, params.kinds, workers=os.cpu_count() or 1)
+        total = sum(counts.values()) + params.test
+        for portrait in tqdm(portraits, "draw", total, unit=" images", disable=None, leave=False):
+            path = folder / portrait.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(portrait.jpeg)
+            manifest.writerow((portrait.path, portrait.group, portrait.method))
+            if portrait.mask:
+                masks.writestr(zipfile.ZipInfo(f"{portrait.path}.png"), portrait.mask)
+
+
+def draw_sample(
+    counts: Mapping[str, int], size: int, seed: int, kinds: Sequence[str] = ("swap",), workers: int = 1
+) -> Iterator[Portrait]:
+    """Draw `counts[split]` images a split, half of them fake, `size` x `size` pixels, in a fixed order.
+
+    The fakes are of the `kinds` given, names in `FORGERIES`, in turn. One kind makes the classes Real and
+    Fake; several make Real and one class a kind ("Swap"), real images being as many as all fakes together, so
+    that real against fake stays balanced. The three photos of each class of one person share out the kinds.
+
+    An image depends on the seed, its split, its number and the kinds alone, not on the counts or the workers;
+    its kinds change nothing but which forger is at work. Nobody is in two splits, be it as a donor. After each
+    image of the split "Test" comes the same image in "Test_Perturbed", spoilt as published test sets are.
+    """
+    tasks = [(split, i) for split, count in counts.items() for i in range(count)]
+    draw = partial(_draw, seed=seed, size=size, kinds=kinds)
+    if workers == 1:
+        for task in tasks:
+            yield from draw(task)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (os.getpid(),)) as pool:
+        for portraits in pool.map(draw, tasks, chunksize=24):
+            yield from portraits
+
+
+def _begin_worker(parent: int) -> None:
+    """One thread a process; on POSIX it ends with its parent, also with one that was killed and could not tell."""
+    cv2.setNumThreads(1)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _draw(task: tuple[str, int], seed: int, size: int, kinds: Sequence[str]) -> list[Portrait]:
+    """One image of a split, even ones real, odd ones fake; in the test split, with its perturbed twin."""
+    split, i = task
+    number, fake = divmod(i, 2)
+    person = number // PHOTOS
+    rng = _rng(seed, split, "photo", i)
+    scene = draw_scene(rng)
+    photo = photograph(render(_person(seed, split, person), scene, size), rng)
+    pixels, folder, method, mask = photo.pixels, "Real", "camera", None
+    if fake:
+        method = kinds[number % len(kinds)]
+        folder = "Fake" if len(kinds) == 1 else method.capitalize()
+        people = [_person(seed, split, person ^ k) for k in range(NEIGHBOURS)]  # within a block of the split
+        pixels, forged = FORGERIES[method](photo, scene, people, rng)
+        mask = cv2.imencode(".png", _uint8(forged))[1].tobytes()
+    jpeg = _jpeg(_uint8(pixels), rng)
+    name = f"{folder}/{number + 1:04d}.jpg"
+    group = f"{split.lower()}-{person:04d}"
+    portraits = [Portrait(f"{split}/{name}", jpeg, group, method, mask)]
+    if split == "Test":
+        rng = _rng(seed, split, "perturb", i)
+        image = cv2.cvtColor(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        spoilt = _jpeg(corruption.perturb(image, rng), rng)
+        portraits.append(Portrait(f"{split}_Perturbed/{name}", spoilt, group, method, mask))
+    return portraits
+
+
+def _rng(seed: int, *names: str | int) -> np.random.Generator:
+    return np.random.default_rng([seed, *(crc32(str(name).encode()) for name in names)])
+
+
+@lru_cache(maxsize=64)
+def _person(seed: int, split: str, k: int) -> Identity:
+    return draw_identity(_rng(seed, split, "person", k))
+
+
+def _uint8(image: np.ndarray) -> np.ndarray:
+    return np.uint8(image.clip(0, 1) * 255 + 0.5)
+
+
+def _jpeg(image: np.ndarray, rng: np.random.Generator) -> bytes:
+    """A uint8 RGB image as JPEG, of a quality and a chroma sampling met on the web."""
+    sampling = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)[rng.integers(2)]
+    quality = int(rng.integers(74, 97))
+    settings = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
+    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)[1].tobytes()

@@ -1,0 +1,666 @@
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from detector import metrics
+from detector.evaluation import bootstrap, calibration
+from detector.reporting.report import accused_in_words, missed_in_words, odds, render, worth_of_a_call
+
+VOID = {"meta", "link", "img", "input"}
+HOSTILE = "<script>alert('x')</script>\" onload=\"&amp;\u202e{{ 7 * 7 }}\x00"
+
+
+class Page(HTMLParser):
+    """What a browser would read; fails on tags that do not match."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags, self.open, self.words, self.attributes = [], [], [], []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.attributes += [value for _, value in attrs if value]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag not in ("a", "strong"):
+            self.words.append(" ")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not {"style", "script"} & set(self.open):
+            self.words.append(data)
+
+    def all(self, tag: str) -> list[dict]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.words).replace("\u00a0", " ").split())
+
+
+def set_metrics(n_real: int, n_fake: int, accused: int, missed: int, n: int = 100, **more) -> dict:
+    """What evaluate.json holds of a set in which so many real and fake images are called wrong; groups of two."""
+    labels = np.repeat([0, 1], [n_real, n_fake])
+    p = np.concatenate([np.linspace(0.05, 0.3, n_real), np.linspace(0.7, 0.95, n_fake)])
+    p[:accused] = 0.8
+    p[n_real : n_real + missed] = 0.1
+    called, classes = (p >= 0.5).astype(int), ["real", "fake"]
+    return {
+        **metrics.score(labels, p, 0.5),
+        "uncalibrated": {"brier": 0.2, "loss": 0.5, "ece": 0.123},
+        "selective": calibration.selective(labels, p, 0.5, (0.4, 0.6)),
+        "n_groups": (len(p) + 1) // 2,
+        "intervals": bootstrap.bootstrap(labels, p, (np.arange(len(p)) // 2).tolist(), 0.5, n=n),
+        "per_class": metrics.per_class(labels, called, classes),
+        "confusion": metrics.confusion(labels, called, classes),
+        **more,
+    }
+
+
+def inputs(evaluation: dict | None = None, **more) -> dict:
+    evaluation = evaluation or {"test": set_metrics(100, 100, 5, 14), "test_perturbed": set_metrics(100, 100, 40, 31)}
+    home = {name: m for name, m in evaluation.items() if "seen_in_training" not in m}
+    counts = {"train": {"real": 300, "fake": 300}, "validation": {"real": 60, "fake": 60}}
+    counts |= {name: {"real": m["n_real"], "fake": m["n_fake"]} for name, m in home.items()}
+    data = {
+        "source": "the drawn sample",
+        "classes": ["real", "fake"],
+        "images": 1240,
+        "counts": counts,
+        "groups": {name: sum(of.values()) // 2 for name, of in counts.items()},
+        "sizes": {side: {"min": 64.0, "median": 128.0, "max": 256.0} for side in ("width", "height", "bytes")},
+        "scaled_down": 0,
+        "set_aside": {"images": 2, "reasons": {"truncated": {"images": 2, "examples": ["a.jpg", "b.jpg"]}}},
+        "digest": "c8cce1c5" * 8,
+        "duplicates": {
+            "images": 1240,
+            "search_complete": True,
+            "leaks": {"train / test": {"exact": 2, "near": 3, "across_classes": 0}},
+            "between_test_sets": {},
+            "within_splits": {},
+            "set_aside": {},
+            "dropped": {"train": 5},
+        },
+        "shortcuts": {
+            "from_train": {"file_size": {"validation": 0.5, "test": None}},
+            "within": {"file_size": {"train": 0.71, "validation": 0.5, "test": 0.5}},
+            "warnings": ["The size of the file alone tells fake from real within train."],
+        },
+    }
+    best = {"epoch": 4, "val_loss": 0.167, "val_accuracy": 0.95, "val_auc": 0.989}
+    return {
+        "data": data,
+        "train": {"weights": "random", "epochs": 4, "best": best},
+        "calibration": {"model": "9f" * 32, "temperature": 1.42, "threshold": 0.5, "unsure": [0.4, 0.6]},
+        "evaluation": evaluation,
+        "stress": None,
+        "by_attribute": None,
+        "pictures": {},
+        "run": {"commit": "9eb9192", "mlflow_run": "b6d1", "evaluate.max_false_accusation_rate": 0.1, "seed": 42},
+        **more,
+    }
+
+
+def in_format(low: float | None, high: float | None, auc: tuple[float, float] = (0.8, 0.9), **more) -> dict:
+    """What evaluate.json holds of a set in one format; low and high are of the change of AUC."""
+    difference = None if low is None else (low + high) / 2
+    return {
+        "accuracy": 0.615,
+        "auc": sum(auc) / 2,
+        "false_accusation_rate": 0.1,
+        "missed_fake_rate": 0.3,
+        "intervals": {
+            "auc": {"low": auc[0], "high": auc[1]},
+            **{name: {"low": 0.05, "high": 0.71} for name in ("accuracy", "false_accusation_rate", "missed_fake_rate")},
+        },
+        "auc_difference": {"difference": difference, "low": low, "high": high} | more,
+    }
+
+
+def together(low: float | None, high: float | None, **more) -> dict:
+    """What evaluate.json holds of all sets together; low and high are of the AUC's difference from that within sets."""
+    within = {"auc": 0.912, "difference": None if low is None else (low + high) / 2, "low": low, "high": high}
+    return set_metrics(200, 200, 45, 45) | {"within_sets": within | more}
+
+
+def ladder() -> pd.DataFrame:
+    rows = [("undamaged", "", "", 0, 40, 0.97, 0.9)]
+    rows += [("jpeg", "jpeg", "generic", k, 40, 0.95 - 0.01 * k, 0.8) for k in range(1, 6)]
+    rows += [("motion_blur", "blur", "matched", k, 40, 0.9 - 0.1 * k, 0.7) for k in range(1, 6)]
+    return pd.DataFrame(rows, columns=["name", "family", "arm", "severity", "n", "auc", "accuracy"])
+
+
+STRESS = {"images": 40} | {arm: {"auc": 0.9, "accuracy": 0.8} for arm in ("undamaged", "generic", "matched")}
+
+
+def attribute_row(value: str, n: int, **more) -> dict:
+    row = {"set": "test", "attribute": "method", "value": value, "n": n, "n_real": 0, "n_fake": n, "accuracy": 0.8}
+    row |= {"accuracy_low": 0.6, "accuracy_high": 0.9} | dict.fromkeys(
+        ("auc", "auc_vs_other_class", "false_accusation_rate", "missed_fake_rate")
+    )
+    return row | more
+
+
+@pytest.fixture
+def picture(tmp_path):
+    def write(name: str, size=(60, 40)):
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.png"
+        Image.new("RGB", size, "white").save(path)
+        return {name: path}
+
+    return write
+
+
+def all_pictures(picture, sets=("test", "test_perturbed")) -> dict:
+    names = ["accuracy", "loss", "training_log", "sample", "duplicates", "mystery"]
+    names += ["roc", "precision_recall", "robustness_ladder"]
+    names += [
+        f"{kind}_{name}"
+        for kind in (
+            "reliability", "scores", "risk_coverage", "confusion_matrix", "classification_report", "predictions",
+            "mistakes", "heat",
+        )
+        for name in sets
+    ]  # fmt: skip
+    return {key: path for name in names for key, path in picture(name).items()}
+
+
+# ------------------------------------------------------------------------------------------------ structure
+
+
+def test_the_page_is_well_formed_accessible_and_needs_nothing_beside_itself(picture):
+    evaluation = {"test": set_metrics(100, 100, 5, 14, stress=STRESS), "test_perturbed": set_metrics(100, 100, 40, 31)}
+    pictures = all_pictures(picture)
+    html = render(**inputs(evaluation, stress=ladder(), pictures=pictures))
+    page = Page(html)
+
+    assert html.startswith("<!DOCTYPE html>\n") and html.encode("utf-8")
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    for link in page.all("a"):
+        assert link["href"].removeprefix("#") in ids
+    assert page.all("html") == [{"lang": "en"}] and len(page.all("h1")) == len(page.all("main")) == 1
+    assert page.all("a")[0]["class"] == "skip"
+
+    images = page.all("img")
+    assert len(images) == len(pictures)
+    assert all(image["alt"] and image["src"].startswith("data:image/webp;base64,") for image in images)
+    assert all((image["width"], image["height"]) == ("60", "40") for image in images)
+    assert "http:" not in html and "https:" not in html and "url(" not in html and not page.all("script")
+    assert [attrs["rel"] for attrs in page.all("link")] == ["icon"]
+    assert len(page.all("caption")) == len(page.all("table"))
+    assert all(attrs["scope"] in ("row", "col") for attrs in page.all("th"))
+
+
+def test_headings_never_skip_a_level():
+    levels = [int(tag[1]) for tag, _ in Page(render(**inputs())).tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(below <= above + 1 for above, below in pairwise(levels))
+
+
+def test_colours_have_the_contrast_that_text_needs():
+    html = render(**inputs())
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+    schemes = [dict(re.findall(r"--(\w+): (#\w{6})", block)) for block in re.findall(r":root \{([^}]*)\}", html)]
+    assert len(schemes) == 3  # light, dark, print
+    for scheme in schemes:
+        for text in ("ink", "muted", "accent"):
+            for ground in ("paper", "faint"):
+                low, high = sorted((luminance(scheme[text]), luminance(scheme[ground])))
+                assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground)  # WCAG 2.2, AA
+
+
+def test_further_sets_unfold(picture):
+    evaluation = {f"set {i}": set_metrics(20, 20, 1, 1, n=10) for i in range(5)}
+    page = Page(render(**inputs(evaluation, pictures=all_pictures(picture, evaluation))))
+    assert "The surest mistakes: 3 further test sets" in page.text
+    assert len(page.all("img")) == 9 + 8 * 5
+
+
+def test_a_picture_keeps_its_pixels_and_an_unknown_one_is_shown_last(picture):
+    pixels = np.random.default_rng(0).integers(0, 2, (40, 60, 3), np.uint8) * 255
+    pictures = picture("roc") | picture("mystery")
+    Image.fromarray(pixels).save(pictures["roc"])
+    page = Page(render(**inputs(pictures=pictures)))
+    roc, mystery = page.all("img")
+    assert mystery["alt"] == "Picture mystery" and "Appendix" in page.text
+    with Image.open(io.BytesIO(base64.b64decode(roc["src"].split(",")[1]))) as shown:
+        assert (np.asarray(shown.convert("RGB")) == pixels).all()
+
+
+def test_alternative_texts_carry_the_numbers(picture):
+    alts = {image["alt"] for image in Page(render(**inputs(pictures=all_pictures(picture)))).all("img")}
+    auc = metrics.score(*_scores(100, 100, 5, 14))["auc"]
+    assert any(alt.startswith("ROC") and f"{auc:.3f} on “test”" in alt for alt in alts)
+    assert any(alt.startswith("Does P(fake)") and "0.123 before" in alt for alt in alts)
+    assert any("real images called fake 40.0" in alt and "“test_perturbed”" in alt for alt in alts)
+
+
+def _scores(n_real: int, n_fake: int, accused: int, missed: int) -> tuple[np.ndarray, np.ndarray]:
+    labels = np.repeat([0, 1], [n_real, n_fake])
+    p = np.concatenate([np.linspace(0.05, 0.3, n_real), np.linspace(0.7, 0.95, n_fake)])
+    p[:accused], p[n_real : n_real + missed] = 0.8, 0.1
+    return labels, p
+
+
+def test_the_same_input_gives_the_same_bytes(picture):
+    pictures = all_pictures(picture)
+    assert render(**inputs(pictures=pictures)) == render(**inputs(pictures=dict(reversed(pictures.items()))))
+
+
+# ------------------------------------------------------------------------------------------------ strangers
+
+
+def test_names_from_outside_are_shown_and_never_read_as_html(picture):
+    extra = set_metrics(40, 20, 4, 3, seen_in_training=2)
+    given_ = inputs({"test": set_metrics(60, 60, 3, 3, stress=STRESS), HOSTILE: extra}, stress=ladder())
+    given_["data"]["source"] = given_["train"]["weights_note"] = given_["run"]["data.path"] = HOSTILE
+    given_["data"]["set_aside"]["reasons"] = {HOSTILE: {"images": 2, "examples": [HOSTILE]}}
+    given_["data"]["shortcuts"]["warnings"] = [HOSTILE]
+    given_["data"]["classes"] = [HOSTILE, "fake"]
+    given_["by_attribute"] = pd.DataFrame([attribute_row(HOSTILE, 20) | {"set": HOSTILE, "attribute": HOSTILE}])
+    given_["pictures"] = all_pictures(picture, ("test", HOSTILE)) | picture(HOSTILE)
+    html = render(**given_)
+    page = Page(html)
+    assert "<script" not in html and not any("onload" in attrs for _, attrs in page.tags)
+    assert "{{ 7 * 7 }}" in page.text and "<script>alert('x')</script>\" onload=\"&amp;" in page.text
+    assert not set("\u202e\x00") & set(html)
+
+
+@settings(max_examples=15, deadline=None)
+@given(name=st.text(st.characters(codec=None, categories=None), min_size=1, max_size=40))
+def test_any_name_gives_a_whole_page(name):
+    page = Page(render(**inputs({name: set_metrics(8, 8, 1, 0, n=10)})))
+    assert render(**inputs({name: set_metrics(8, 8, 1, 0, n=10)})).encode("utf-8")
+    assert not page.all("script") and "What is not known" in page.text
+
+
+# ---------------------------------------------------------------------------------------------------- words
+
+
+def test_the_verdict_says_the_numbers_with_their_intervals():
+    given_ = inputs()
+    test, perturbed = given_["evaluation"].values()
+    text = Page(render(**given_)).text
+
+    def interval(m: dict, key: str) -> str:
+        return f"95 % interval {m['intervals'][key]['low'] * 100:.1f} to {m['intervals'][key]['high'] * 100:.1f} %"
+
+    accused = interval(test, "false_accusation_rate")
+    assert f"called 181 of 200 images right (90.5 %, {interval(test, 'accuracy')})" in text
+    assert f"1 in 20 real images was called fake (5 of 100; 5.0 %, {accused})" in text
+    right = f"it called 129 of 200 images right (64.5 %, {interval(perturbed, 'accuracy')})"
+    assert f"On “test_perturbed”, the other test set, {right}" in text
+    assert "2 in 5 real images were called fake (40 of 100; 40.0 %" in text
+    assert "about 1 in 7 fake images was called real (14 of 100; 14.0 %" in text
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [
+        (0.05, ("1 in 20", 1)), (1 / 3, ("1 in 3", 1)), (0.4, ("2 in 5", 2)), (0.28, ("about 2 in 7", 2)),
+        (0.0123, ("about 1 in 81", 1)), (0.0005, ("1 in 2,000", 1)), (0.97, ("97 in 100", 97)),
+        (0.9999, ("about 99 in 100", 99)),
+    ],
+)  # fmt: skip
+def test_odds(rate, words):
+    assert odds(rate) == words
+
+
+@given(st.floats(1e-6, 1 - 1e-6))
+def test_odds_are_near_the_rate(rate):
+    part, whole = re.fullmatch(r"(?:about )?(\d+) in ([\d,]+)", odds(rate)[0]).groups()
+    assert int(part) / int(whole.replace(",", "")) == pytest.approx(rate, abs=0.051, rel=0.06)
+
+
+def test_none_all_and_no_image_at_all():
+    none, every = set_metrics(50, 50, 0, 0), set_metrics(50, 50, 50, 0)
+    assert accused_in_words(none) == (
+        "none of the real images was called fake (0 of 50; 0.0 %, 95 % interval 0.0 to 7.1 %)"  # Clopper and Pearson
+    )
+    assert accused_in_words(every).startswith("all of the real images were called fake (50 of 50; 100.0 %")
+    assert missed_in_words(set_metrics(50, 0, 0, 0)).endswith("is not defined")
+    assert "cannot show a rate below 7.1 %" in Page(render(**inputs({"test": none}))).text
+
+
+def test_a_share_that_is_not_all_or_nothing_is_not_rounded_to_it():
+    text = Page(render(**inputs({"test": set_metrics(5000, 5000, 1, 0, n=10)}))).text
+    assert ">99.9 %" in text and "<0.1 %" in text and "1 in 5,000 real images was called fake" in text
+
+
+def test_the_worth_of_a_call_is_bayes_rule():
+    m = set_metrics(100, 100, 5, 14)
+    assert worth_of_a_call(m, 0.5) == pytest.approx(0.86 / 0.91)
+    assert worth_of_a_call(m, 0.01) == pytest.approx(0.0086 / (0.0086 + 0.0495))
+    assert f"make {0.0086 / 0.0581:.1%}".replace("%", " %") in Page(render(**inputs())).text
+    assert worth_of_a_call(set_metrics(10, 10, 0, 10), 0.01) is None
+    assert worth_of_a_call(set_metrics(10, 0, 1, 0), 0.01) is None
+
+
+def test_a_set_of_one_class_says_so():
+    page = Page(render(**inputs({"test": set_metrics(30, 0, 2, 0), "test_fakes": set_metrics(0, 12, 0, 0)})))
+    assert "such as AUC, is not defined on “test” and “test_fakes”" in page.text
+    assert "there is no fake image, so how often one is called real is not defined" in page.text
+    assert "None" not in page.text and "nan" not in page.text.lower().split()
+
+
+def test_one_group_has_no_intervals():
+    m = set_metrics(10, 10, 1, 1, intervals=dict.fromkeys(metrics.METRICS))
+    text = Page(render(**inputs({"test": m}))).text
+    assert "called 18 of 20 images right (90.0 %, no interval)" in text and "No intervals." in text
+
+
+def test_scores_that_may_be_guesses_are_called_so():
+    m = set_metrics(20, 20, 10, 10) | {"auc": 0.52}
+    m["intervals"]["auc"] = {"low": 0.41, "high": 0.63}
+    said = "cannot be told from guessing: AUC 0.520, 95 % interval 0.410 to 0.630"
+    assert said in Page(render(**inputs({"test": m}))).text
+    m["intervals"]["auc"]["low"] = 0.501
+    assert "cannot be told" not in Page(render(**inputs({"test": m}))).text
+    m |= {"auc": 0.36, "intervals": m["intervals"] | {"auc": {"low": 0.22, "high": 0.44}}}
+    said = Page(render(**inputs({"test": m}))).text
+    assert "worse than guessing: AUC 0.360" in said and "cannot be told" not in said
+
+
+@pytest.mark.parametrize(
+    ("band", "words"),
+    [
+        ([0.4, 0.6], "Scores from 0.400 to 0.600 are left to a person as unsure."),
+        ([0.5, 0.5], "no scores are left as unsure."),
+        ([0.5, 0.5], "No unsure band: by the threshold alone, either verdict can be relied on, on those images."),
+        ([0.0, 0.6], "none is low enough to be called real."),
+        ([0.4, calibration.NEVER], "Scores from 0.400 to 1.000 are left to a person as unsure; none is high enough"),
+    ],
+)
+def test_the_band_in_words(band, words):
+    given_ = inputs()
+    given_["calibration"]["unsure"] = band
+    assert words in Page(render(**given_)).text
+
+
+def test_extra_sets_stand_beside_the_home_set():
+    evaluation = {"test": set_metrics(100, 100, 5, 14), "web": set_metrics(40, 40, 30, 10, seen_in_training=3)}
+    text = Page(render(**inputs(evaluation))).text
+    assert "On “web”, never trained on, it called 40 of 80 images right (50.0 %" in text
+    assert (
+        "That is 40.5 percentage points below “test” in images called right; the two intervals do not overlap." in text
+    )
+    assert "were left out" in text and "Transfer unknown" not in text
+    assert "were counted all the same" in Page(render(**inputs(evaluation, run={"data.duplicates": "report"}))).text
+
+
+def test_the_worst_rungs_are_listed():
+    page = Page(render(**inputs({"test": set_metrics(50, 50, 2, 2, stress=STRESS)}, stress=ladder())))
+    assert "The 5 worst of 10 rungs" in page.text and "motion blur matched 5 0.400 70.0 %" in page.text
+    as_text = ladder().assign(auc="", severity=lambda rows: rows["severity"].astype(str))  # a file without AUCs
+    assert (
+        "motion blur matched 1 not defined 70.0 %"
+        in Page(render(**inputs({"test": set_metrics(50, 50, 2, 2, stress=STRESS)}, stress=as_text))).text
+    )
+
+
+def test_attributes_are_cut_to_the_worst_and_undefined_ones_shown_as_such():
+    rows = [attribute_row(f"v{i:02d}", 20, accuracy=0.5 + i / 100) for i in range(30)] + [attribute_row("rare", 2)]
+    text = Page(render(**inputs(by_attribute=pd.DataFrame(rows)))).text
+    assert "method, on “test”: 15 of 31 values" in text and "v14" in text and "v15" not in text and "rare" not in text
+    assert "from 50.0 % (“v00”) to 79.0 % (“v29”)" in text
+    few = Page(render(**inputs(by_attribute=pd.DataFrame([attribute_row("swap", 20), attribute_row("other", 2)])))).text
+    assert "swap 20 80.0 % 60.0 to 90.0 % – – – –" in few and "other 2" in few
+
+
+# ----------------------------------------------------------------------- one format, and all sets together
+
+
+def section(text: str, start: str, end: str) -> str:
+    return text[text.rindex(start) : text.rindex(end)]
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (in_format(-0.4, -0.2), "it loses 0.300 of AUC (95 % interval 0.200 to 0.400)."),
+        (
+            in_format(-0.4, -0.2, (0.45, 0.6)),
+            "it loses 0.300 of AUC (95 % interval 0.200 to 0.400); what is left cannot be told from guessing.",
+        ),
+        (in_format(-0.01, 0.02), "no change can be seen that is more than luck."),
+        (in_format(0.01, 0.03), "it gains 0.020 of AUC (95 % interval 0.010 to 0.030)."),
+        (in_format(None, None), "the change is not defined: it needs real and fake images."),
+        (in_format(None, None, difference=-0.1), "there are too few groups to say"),
+    ],
+)
+def test_what_one_format_costs_is_said_in_words(found, words):
+    home = set_metrics(100, 100, 5, 14, reencoded=found)
+    text = Page(render(**inputs({"test": home}))).text
+    own = section(text, "Does it go by the format of the files?", "What P(fake) means")
+    assert f"On “test”, {words}" in own
+    assert "61.5 % 5.0 to 71.0 %" in own and f"{found['auc']:.3f}" in own
+    high = found["auc_difference"]["high"]
+    falls = high is not None and high < 0
+    assert ("Once all images of “test” are saved alike, it loses" in text) == falls
+    assert ("The format of the files. AUC falls when" in text) == falls
+    assert "Format unknown" not in text
+    change = found["auc_difference"]["difference"]
+    assert (f"{change:+.3f}" if change is not None else "not defined") in own
+
+
+def test_a_set_that_was_not_scored_in_one_format_is_called_so():
+    text = Page(render(**inputs())).text
+    assert "The test sets were not scored in one format" in text and "Format unknown." in text
+
+
+@pytest.mark.parametrize(
+    ("pooled", "words"),
+    [
+        (together(-0.3, -0.1), "a low one on another (95 % interval of the difference -0.300 to -0.100)"),
+        (together(-0.02, 0.01), "No difference can be seen (95 % interval of the difference -0.020 to +0.010)"),
+        (together(0.01, 0.03), "The sets are told apart more easily than the images of one"),
+        (together(None, None), "one scale is not defined: no set has real and fake images"),
+        (together(None, None, difference=0.1), "too few groups for an interval of the difference"),
+    ],
+)
+def test_all_sets_together_are_one_row(pooled, words):
+    evaluation = inputs()["evaluation"] | {"pooled": pooled}
+    page = Page(render(**inputs(evaluation)))
+    own = section(page.text, "All test sets together", "Does it go by the format")
+    assert words in own
+    assert "All 2 test sets together, 400 images, at the one threshold" in own
+    for figure in ("Called right 77.5 %", "Real called fake 22.5 %", "Fake called real 22.5 %", "Calibration error 0."):
+        assert figure in own
+    assert ("One threshold does not suit all test sets." in page.text) == (pooled["within_sets"]["high"] == -0.1)
+    assert "“pooled”" not in page.text
+    assert [head for head, _ in page.tags if head == "h2"] == ["h2"] * 15
+
+
+def test_one_set_alone_is_not_pooled():
+    assert "All test sets together" not in Page(render(**inputs({"test": set_metrics(100, 100, 5, 14)}))).text
+
+
+# --------------------------------------------------------------------------------------------------- limits
+
+
+def limits(**more) -> str:
+    text = Page(render(**inputs(**more))).text
+    return text[text.rindex("What is not known") : text.rindex("The terms")]
+
+
+def test_limits_follow_from_the_numbers():
+    said = limits()
+    for head in (
+        "Few images", "Rare accusations", "Wide intervals", "The bound on false accusations", "Shortcuts",
+        "Drawn faces",
+        "Transfer unknown", "Robustness unknown", "Groups of people", "Random initial weights", "One training",
+    ):  # fmt: skip
+        assert f"{head}" in said, head
+    assert "“test_perturbed” 40.0 %" in said and "“test” 5.0 %" not in said
+    for head in ("Few groups", "No groups", "Leaks left in", "Duplicates", "One class only", "Repeated", "set by hand"):
+        assert head not in said, head
+
+
+def test_limits_go_when_their_reason_goes():
+    given_ = inputs(
+        {
+            "test": set_metrics(1500, 1500, 30, 30, stress=STRESS | {"images": 400}, reencoded=in_format(-0.01, 0.01)),
+            "web": set_metrics(1500, 1500, 9, 9, seen_in_training=0),
+        }
+    )
+    given_["data"]["source"] = "/data/faces"
+    given_["data"]["shortcuts"]["warnings"] = []
+    given_["train"]["weights"] = "imagenet"
+    given_["by_attribute"] = pd.DataFrame([attribute_row("swap", 20)])
+    said = limits(**given_)
+    heads = re.findall(r"[A-Z][a-z ]+\. (?=[A-Z])", said)
+    assert [
+        head for head in ("Few", "Rare", "Wide", "bound", "Shortcuts", "Drawn", "unknown", "Random") if head in said
+    ] == []
+    assert "Transfer. 1 test set from elsewhere was scored" in said and heads
+
+
+@pytest.mark.parametrize(
+    ("change", "head"),
+    [
+        (lambda data: data.pop("duplicates"), "Duplicates unknown"),
+        (lambda data: data.pop("shortcuts"), "Shortcuts unknown"),
+        (lambda data: data["duplicates"].update(dropped={}), "Leaks left in"),
+        (lambda data: data["duplicates"].update(search_complete=False), "Duplicates may remain"),
+        (
+            lambda data: data["duplicates"].update(
+                within_splits={"test": {"exact": 1, "near": 1, "across_classes": 0}}
+            ),
+            "“test” 2 pairs",
+        ),
+    ],
+)
+def test_a_limit_of_the_data(change, head):
+    given_ = inputs()
+    assert head not in limits(**given_)
+    change(given_["data"])
+    assert head in limits(**given_)
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        (200, "No groups. Every image counts as a source of its own on “test”"),
+        (12, "the intervals are too narrow: “test” 12."),
+    ],
+)
+def test_a_limit_of_the_groups(groups, said):
+    given_ = inputs()
+    assert said not in limits(**given_)
+    given_["evaluation"]["test"]["n_groups"] = groups
+    assert said in limits(**given_)
+
+
+def test_a_threshold_set_by_hand_is_not_called_chosen():
+    run = {"evaluate.threshold": 0.5, "evaluate.max_false_accusation_rate": 0.1}
+    text = Page(render(**inputs(run=run))).text
+    assert "Threshold 0.500: set by hand" in text and "A threshold set by hand" in text
+    assert "The bound on false accusations" not in text
+
+
+def test_private_data_show_no_image():
+    text = Page(render(**inputs(run={"plot.private": True}))).text
+    assert "no image of them is shown" in text
+
+
+def test_how_to_do_it_again_names_commit_run_and_parameters():
+    text = Page(render(**inputs())).text
+    assert "git checkout 9eb9192 dvc repro" in text and "seed 42" in text and "b6d1" in text
+    assert "git checkout" not in Page(render(**inputs(run={}))).text
+
+
+def test_what_the_choice_was_made_on_is_shown():
+    given_ = inputs()
+    given_["calibration"]["chosen_on"] = {"images": 120, "scored": "mixed", **set_metrics(120, 120, 12, 12)}
+    text = Page(render(**given_)).text
+    chosen = "The temperature, the threshold and the unsure band"
+    assert f"{chosen} come from 120 validation images, scored as they are and damaged." in text
+    assert f"the model, {chosen.lower()}." in text
+    assert "Real called fake 10.0 %" in text
+    given_["run"]["evaluate.threshold"] = 0.4
+    text = Page(render(**given_)).text
+    assert "The temperature and the unsure band come from 120" in text and "set by hand" in text
+
+
+def test_either_verdict_is_held_against_the_error_it_was_chosen_for():
+    one_sided = set_metrics(300, 20, 0, 20)  # of all calls 6 % are wrong, of those of real as well; no call of fake
+    run = {"evaluate.target_error": 0.1}
+    assert "neither is wrong more often" in Page(render(**inputs({"test": one_sided}, run=run))).text
+    accused = set_metrics(300, 5, 12, 0)  # 4 % of all are wrong, but 12 of the 17 calls of fake
+    text = Page(render(**inputs({"test": accused}, run=run))).text
+    assert "more of one is on “test” (70.6 % of the calls of fake)" in text
+
+
+def test_a_further_set_that_was_trained_on_is_called_so_nowhere_else():
+    evaluation = {"test": set_metrics(100, 100, 5, 14), "web": set_metrics(40, 40, 3, 1, seen_in_training=70)}
+    text = Page(render(**inputs(evaluation, run={"data.duplicates": "report"}))).text
+    assert "On “web”, 70 images of it trained or chosen on, it" in text
+    assert "Some of their images were trained or chosen on." in text
+    assert "“web” 70 images: its figures flatter." in text and "never trained on" not in text
+    text = Page(render(**inputs(evaluation, run={"data.duplicates": "drop"}))).text
+    assert "On “web”, never trained on, it" in text and "flatter." not in text.replace("may flatter.", "")
+
+
+# ------------------------------------------------------------------------------------------------ where it looked
+
+
+def aim(low: float, ratio: float, high: float, elsewhere: float = 0.1) -> dict:
+    intervals = {
+        "heat_share": {"low": low / 8, "high": high / 8},
+        "ratio": {"low": low, "high": high},
+        "pointing_game": {"low": 0.3, "high": 0.6},
+    }
+    found = {"images": 100, "without_heat": 12, "heat_share": ratio / 8, "region_share": 0.125, "ratio": ratio}
+    return {**found, "pointing_game": 0.46, "elsewhere_share": elsewhere, "intervals": intervals}
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (aim(1.8, 2.2, 2.6), "has 2.20 times the heat that chance would give it."),
+        (aim(1.8, 2.2, 2.6, elsewhere=0.27), "Other images’ forged regions would have caught about as much"),
+        (aim(0.9, 1.2, 1.5), "no more than chance has it"),
+        (aim(0.5, 0.7, 0.9), "avoids the forged region"),
+        ({**aim(1, 1, 1), "intervals": dict.fromkeys(("heat_share", "ratio", "pointing_game"))}, "cannot be told"),
+    ],
+)
+def test_what_is_said_of_the_heats_aim_follows_from_the_interval(found, words):
+    text = Page(render(**inputs({"test": set_metrics(100, 100, 5, 14, localisation=found)}))).text
+    assert words.replace("’", "'") in text
+    assert "12.5 %" in text and "a proof" in text
+    assert ("caught about as much" in text) == ("caught about as much" in words)
+
+
+def test_without_masks_the_heats_aim_is_not_spoken_of(picture):
+    page = Page(render(**inputs(pictures=picture("heat_test"))))
+    assert "Where the model looked, on its surest calls, “test”." in page.text
+    assert "Does the heat fall where the forgery is?" not in page.text
+    assert "Adebayo" in page.text
+
+
+def test_heat_that_is_nowhere():
+    nothing = dict.fromkeys(("heat_share", "ratio", "elsewhere_share"))
+    found = {**aim(1, 1, 1), "without_heat": 100, "pointing_game": 0.0, **nothing}
+    found["intervals"] = dict.fromkeys(("heat_share", "ratio", "pointing_game"))
+    text = Page(render(**inputs({"test": set_metrics(100, 100, 5, 14, localisation=found)}))).text
+    assert "not defined" in text
