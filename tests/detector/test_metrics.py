@@ -14,7 +14,7 @@ from sklearn.calibration import calibration_curve
 from detector import metrics
 from detector.errors import UserError
 from detector.evaluation import curves
-from detector.evaluation.bootstrap import auc_within_sets, bootstrap, paired_bootstrap
+from detector.evaluation.bootstrap import auc_within_sets, bootstrap, draw_groups, paired_bootstrap
 from detector.metrics import METRICS, score
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -370,7 +370,7 @@ def test_a_resample_has_as_many_groups_of_each_set_as_there_are():
     # Groups 0 to 9 lie in a and b, 10 to 14 in a alone, 15 to 34 in c.
     codes = np.array([*range(10), *range(10), *range(10, 15), *range(15, 35)])
     sets = ["a"] * 10 + ["b"] * 10 + ["a"] * 5 + ["c"] * 20
-    (draws,) = bootstrap._draws(codes, 50, 0, sets)
+    (draws,) = draw_groups(codes, 50, 0, sets)
     assert draws.shape == (50, 35)
     for members in (slice(0, 10), slice(10, 15), slice(15, 35)):
         assert (draws[:, members].sum(axis=1) == members.stop - members.start).all()
