@@ -24,7 +24,7 @@ lint: $(VENV)/.installed-dev  ## check style and formatting of the code
 	ruff check . && ruff format --check .
 
 experiments: $(VENV)/.installed  ## list the DVC experiments with what changed and the headline metrics
-	dvc exp show --only-changed --drop '.*(intervals|uncalibrated|selective|per_class|confusion|stress|reencoded|within_sets|classes|_groups|duplicates|shortcuts|set_aside|sizes|counts|groups|digest|[.]n|best|weights_note|[.]py|[.]html|detector/|metrics/|models/|data/).*'
+	dvc exp show --only-changed --drop '.*(intervals|uncalibrated|selective|per_class|confusion|stress|reencoded|within_sets|classes|_groups|duplicates|shortcuts|excluded|sizes|counts|groups|digest|[.]n|best|weights_note|[.]py|[.]html|detector/|metrics/|models/|data/).*'
 
 ui: $(VENV)/.installed  ## open the MLflow UI on http://127.0.0.1:5000 (another port: make ui PORT=5001)
 	python -m detector ui $(or $(PORT),5000)

@@ -22,8 +22,8 @@ METRICS = (
     "brier",
     "loss",
     "ece",
-    "false_accusation_rate",
-    "missed_fake_rate",
+    "false_positive_rate",
+    "false_negative_rate",
 )
 
 
@@ -32,8 +32,8 @@ def score(labels: np.ndarray, p_fake: np.ndarray, threshold: float = 0.5) -> dic
 
     accuracy                      share of the images called right
     balanced_accuracy             mean of that share among the real and among the fake images
-    false_accusation_rate         share of the real images called fake (FPR)
-    missed_fake_rate              share of the fake images called real (FNR)
+    false_positive_rate         share of the real images called fake (FPR)
+    false_negative_rate              share of the fake images called real (FNR)
     auc                           area under the ROC curve, ties counted half
     average_precision             sum of (R_k - R_{k-1}) P_k over the distinct scores, not interpolated
     eer                           rate at which FPR = FNR on the ROC curve, linear between its points
@@ -185,15 +185,15 @@ def evaluate_draws(ranked: Ranked, draws: np.ndarray, metrics: Sequence[str]) ->
     totals = draws @ ranked.sums
     real, fake, accused, missed, squared_error, log_loss = totals[:, :6].T
     images = real + fake
-    false_accusation_rate, missed_fake_rate = ratio_of(accused, real), ratio_of(missed, fake)
+    false_positive_rate, false_negative_rate = ratio_of(accused, real), ratio_of(missed, fake)
     found = {
         "accuracy": 1 - (accused + missed) / images,
-        "balanced_accuracy": 1 - (false_accusation_rate + missed_fake_rate) / 2,
+        "balanced_accuracy": 1 - (false_positive_rate + false_negative_rate) / 2,
         "brier": squared_error / images,
         "loss": log_loss / images,
         "ece": np.abs(totals[:, 6:]).sum(axis=1) / images,
-        "false_accusation_rate": false_accusation_rate,
-        "missed_fake_rate": missed_fake_rate,
+        "false_positive_rate": false_positive_rate,
+        "false_negative_rate": false_negative_rate,
     }
     if not set(RANKING).isdisjoint(metrics):
         found |= _rankings(*curve_of(ranked, draws))

@@ -11,7 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from detector.errors import UserError
 from detector.models.backbones import BACKBONES
 
-RENAMED = {"train.average": "train.ema_decay"}  # keys of former versions
+RENAMED = {  # keys of former versions
+    "data.faces": "data.face_crop",
+    "train.average": "train.ema_decay",
+    "evaluate.calibration.arms": "evaluate.calibration.corruption_sets",
+    "evaluate.max_false_accusation_rate": "evaluate.max_false_positive_rate",
+}
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -54,7 +59,7 @@ class DataParams(Section):
     real_class: Annotated[str, Field(min_length=1)]
     validation_fraction: Fraction
     test_fraction: Fraction
-    faces: Literal["as_they_are", "crop"]
+    face_crop: Literal["none", "largest"]
     max_side: Annotated[int, Field(ge=71, le=16384)]
     duplicates: Literal["drop", "report"]
     sample: SampleParams
@@ -63,8 +68,8 @@ class DataParams(Section):
     def _folder_needs_path(self) -> "DataParams":
         if self.source == "folder" and not self.path:
             raise ValueError("data.path: must name a folder or an archive when data.source is folder")
-        if self.source == "sample" and self.faces == "crop":
-            raise ValueError("data.faces: the drawn sample is of faces already; set it to as_they_are")
+        if self.source == "sample" and self.face_crop == "largest":
+            raise ValueError("data.face_crop: the drawn sample is of faces already; set it to none")
         if self.path and self.source != "folder":
             raise ValueError(
                 f"data.path: is not used when data.source is {self.source}; set it to null, or data.source to folder"
@@ -92,7 +97,7 @@ class ModelParams(Section):
 
 
 class CorruptionParams(Section):
-    """Damage to training images: the probability of each arm, and its strength."""
+    """Damage to training images: the probability of each corruption set, and its strength."""
 
     generic: Annotated[float, Field(ge=0, le=1)]
     matched: Annotated[float, Field(ge=0, le=1)]
@@ -206,7 +211,7 @@ class CalibrationParams(Section):
     """The validation images that temperature, threshold and unsure band are chosen on."""
 
     images: Literal["clean", "perturbed", "mixed"]
-    arms: Annotated[list[Literal["generic", "matched"]], Field(min_length=1, max_length=2)]
+    corruption_sets: Annotated[list[Literal["generic", "matched"]], Field(min_length=1, max_length=2)]
     corruptions: Annotated[int, Field(ge=1, le=4)]
     strength: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)]
     max_images: Annotated[int, Field(ge=10)]
@@ -224,7 +229,7 @@ class EvaluateParams(Section):
     calibration: CalibrationParams
     flip_average: bool
     threshold: Literal["auto"] | Fraction
-    max_false_accusation_rate: Annotated[float, Field(ge=0, le=1)]
+    max_false_positive_rate: Annotated[float, Field(ge=0, le=1)]
     target_error: Annotated[float, Field(ge=0, le=1)]
     bootstrap: Annotated[int, Field(ge=100, le=100_000)]
     reencoded: bool

@@ -6,7 +6,7 @@ from pathlib import Path
 from detector.errors import UserError
 
 # Relative to the working folder: DVC runs a stage in the project's root, or in an experiment's copy of it.
-PREPARED = Path("data/prepared")  # shards, manifest.csv, set_aside.csv
+PREPARED = Path("data/prepared")  # shards, manifest.csv, excluded.csv
 EXTRA = Path("data/extra")  # a folder of the same kind for each further test set
 MODEL = Path("models/model.keras")
 CALIBRATION = Path("models/calibration.json")

@@ -128,7 +128,7 @@ def report(evaluation: dict[str, dict]) -> None:
 
     def headlines(metrics: dict) -> str:
         shown = {"accuracy": ("right", ".1%"), "auc": ("AUC", ".3f")}
-        shown |= {"false_accusation_rate": ("real called fake", ".1%")}
+        shown |= {"false_positive_rate": ("real called fake", ".1%")}
         numbers = []
         for key, (said, form) in shown.items():
             if metrics[key] is not None:
@@ -141,9 +141,9 @@ def report(evaluation: dict[str, dict]) -> None:
         print(f"{name:16s} n {metrics['n']:,}  {headlines(metrics)}")
         if "reencoded" in metrics:
             print(f"{'':16s} in one format: {headlines(metrics['reencoded'])}")
-        if metrics.get("set_aside"):
+        if metrics.get("excluded"):
             print(
-                f"{'':16s} set aside: {metrics['set_aside']:,}; of the set {metrics['seen_in_training']:,} stand in the"
+                f"{'':16s} excluded: {metrics['excluded']:,}; of the set {metrics['seen_in_training']:,} stand in the"
                 f" training data, {metrics['seen_in_test']:,} in a test split ({EXTRA}/sets.json)"
             )
 

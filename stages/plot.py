@@ -33,7 +33,7 @@ def main() -> None:
     store.connect()
     data, evaluation, calibration = read_json(DATA_SUMMARY), read_json(EVALUATION), read_calibration(MODEL)
     predictions = read_table(PREDICTIONS, texts=["path", "set", "class", "group", "called", "verdict", "sha256"])
-    ladder = read_table(STRESS, texts=["name", "family", "arm"])
+    ladder = read_table(STRESS, texts=["name", "family", "corruption_set"])
     attributes = read_table(BY_ATTRIBUTE, texts=["set", "attribute", "value"])
     if any(metrics["threshold"] != calibration.threshold for metrics in evaluation.values()):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Stage 1: examine every image, set aside what is broken, in doubt or in two splits, write shards and manifest."""
+"""Stage 1: examine every image, excluded what is broken, in doubt or in two splits, write shards and manifest."""
 
 import sys
 
@@ -25,7 +25,7 @@ def main() -> None:
             source = open_folder(folder / "sample", params.data, params.seed, name=DRAWN_SAMPLE)
         else:
             source = open_source(params.data, params.seed)
-        if params.data.faces == "crop":
+        if params.data.face_crop == "largest":
             source = face_crops(source)
         rng = np.random.default_rng(params.seed)
         summary = ingest(source, folder, params.data.max_side, params.data.duplicates, rng)
@@ -33,9 +33,9 @@ def main() -> None:
 
     for split, kinds in summary["counts"].items():
         print(f"{split:16s}" + "  ".join(f"{kind} {count:,}" for kind, count in kinds.items()))
-    for reason, images in summary["set_aside"]["reasons"].items():
+    for reason, images in summary["excluded"]["reasons"].items():
         example = " = ".join([images["examples"][0], *images.get("partners", [])[:1]])
-        print(f"set aside: {images['images']:,} x {reason} (e.g. {example})")
+        print(f"excluded: {images['images']:,} x {reason} (e.g. {example})")
     for warning in warnings(summary):
         print(f"WARNING: {warning}", file=sys.stderr)
     print(f"prepared {summary['images']:,} images: {PREPARED}/manifest.csv, {DATA_SUMMARY}")
@@ -45,7 +45,7 @@ def warnings(summary: dict) -> list[str]:
     """What the audit found that the data still holds."""
     duplicates, ungrouped = summary["duplicates"], summary["ungrouped"]
     found = list(summary["shortcuts"]["warnings"])
-    if 0 < ungrouped < summary["images"] + summary["set_aside"]["images"]:
+    if 0 < ungrouped < summary["images"] + summary["excluded"]["images"]:
         found.append(f"The manifest puts {ungrouped:,} images in no group: each counts as a source of its own.")
     if duplicates["policy"] == "report":
         for splits, pairs in duplicates["leaks"].items():

@@ -407,7 +407,7 @@ def test_a_split_with_broken_images_only(broken, tmp_path):
 
 
 @pytest.mark.parametrize("archive", [None, "zip", "gztar"])
-def test_broken_images_are_set_aside(broken, tmp_path, archive):
+def test_broken_images_are_excluded(broken, tmp_path, archive):
     folder = image_tree(tmp_path / "faces", WHOLE)
     whole = (folder / "Train/Real/0.jpg").read_bytes()
     (folder / "Train/Real/truncated.jpg").write_bytes(whole[: len(whole) // 2])
@@ -418,7 +418,7 @@ def test_broken_images_are_set_aside(broken, tmp_path, archive):
     summary = broken.read("metrics/data.json")
     shutil.rmtree(broken.folder / "data/prepared")
     assert summary["images"] == 18
-    examples = {e for reason in summary["set_aside"]["reasons"].values() for e in reason["examples"]}
+    examples = {e for reason in summary["excluded"]["reasons"].values() for e in reason["examples"]}
     assert examples == {"Train/Real/truncated.jpg", "Train/Fake/text.jpg"}
     assert "truncated.jpg" in output and "text.jpg" in output
 

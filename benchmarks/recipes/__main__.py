@@ -34,7 +34,7 @@ from detector.paths import project_root
 from detector.tracking import runs
 
 HERE = Path(__file__).resolve().parent
-FIGURES = ("auc", "accuracy", "ece", "false_accusation_rate")
+FIGURES = ("auc", "accuracy", "ece", "false_positive_rate")
 # What the rows of one table have in common, where no recipe says it.
 COMMON = ("data.", "train.source_weights", "evaluate.calibration.", "evaluate.extra_sets")
 

@@ -8,7 +8,7 @@ One corruption is one pure function `(image, strength, rng) -> image`:
 - px in the docstrings are those of an image whose shorter side is 256 px; lengths grow with that side.
 
 The severity ladder follows Hendrycks and Dietterich, "Benchmarking neural network robustness to common
-corruptions and perturbations" (ICLR 2019). The arm "matched" holds the families named by Le et al.,
+corruptions and perturbations" (ICLR 2019). The set "matched" holds the families named by Le et al.,
 "OpenForensics: large-scale challenging dataset for multi-face forgery detection and segmentation in-the-wild"
 (ICCV 2021); "generic" holds what any shared picture meets. They are kept apart so that results can be, too.
 """
@@ -27,27 +27,27 @@ from detector.errors import UserError
 
 Image = np.ndarray
 Apply = Callable[[Image, float, np.random.Generator], Image]
-Arm = Literal["generic", "matched"]
+CorruptionSet = Literal["generic", "matched"]
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
 @dataclass(frozen=True)
 class Corruption:
-    """A named corruption. `family` groups those that replace one another; `arm` says why it is here."""
+    """A named corruption. `family` groups those that replace one another; `corruption_set` says why it is here."""
 
     name: str
     family: str
-    arm: Arm
+    corruption_set: CorruptionSet
     apply: Apply
 
 
 CORRUPTIONS: dict[str, Corruption] = {}
 
 
-def _register(family: str, arm: Arm) -> Callable[[Apply], Apply]:
+def _register(family: str, corruption_set: CorruptionSet) -> Callable[[Apply], Apply]:
     def register(apply: Apply) -> Apply:
-        CORRUPTIONS[apply.__name__] = Corruption(apply.__name__, family, arm, apply)
+        CORRUPTIONS[apply.__name__] = Corruption(apply.__name__, family, corruption_set, apply)
         return apply
 
     return register
@@ -68,17 +68,17 @@ def corrupt(image: Image, name: str, strength: float, rng: np.random.Generator) 
 def perturb(
     image: Image,
     rng: np.random.Generator,
-    arms: Sequence[Arm] = ("generic", "matched"),
+    corruption_sets: Sequence[CorruptionSet] = ("generic", "matched"),
     count: tuple[int, int] = (1, 3),
     strength: tuple[float, float] = (0.2, 1.0),
 ) -> Image:
     """Apply a random few corruptions, as a picture gathers them on its way.
 
-    Draws how many (`count`, both ends included), that many families of `arms`, one corruption of each, and
+    Draws how many (`count`, both ends included), that many families of `corruption_sets`, one corruption of each, and
     its strength (uniform in `strength`). They come in the order drawn, but JPEG last, as files are saved.
-    Raises UserError on an unknown arm or a strength outside 0..1.
+    Raises UserError on an unknown corruption set or a strength outside 0..1.
     """
-    families = _families(tuple(arms))
+    families = _families(tuple(corruption_sets))
     drawn = rng.permutation(len(families))[: rng.integers(count[0], count[1], endpoint=True)]
     names = [families[i][rng.integers(len(families[i]))] for i in drawn]
     out = image.copy()
@@ -99,13 +99,15 @@ def through_jpeg(image: Image, quality: int, sampling: int) -> Image:
 
 
 @cache
-def _families(arms: tuple[Arm, ...]) -> list[list[str]]:
-    known = sorted({c.arm for c in CORRUPTIONS.values()})
-    if not arms or not set(arms) <= set(known):
-        raise UserError(f"arms of a perturbation are {' and '.join(known)}, not {', '.join(arms) or 'none'}")
+def _families(corruption_sets: tuple[CorruptionSet, ...]) -> list[list[str]]:
+    known = sorted({c.corruption_set for c in CORRUPTIONS.values()})
+    if not corruption_sets or not set(corruption_sets) <= set(known):
+        raise UserError(
+            f"the corruption sets of a perturbation are {' and '.join(known)}, not {', '.join(corruption_sets) or 'none'}"
+        )
     families: dict[str, list[str]] = {}
     for c in CORRUPTIONS.values():
-        if c.arm in arms:
+        if c.corruption_set in corruption_sets:
             families.setdefault(c.family, []).append(c.name)
     return list(families.values())
 

@@ -8,25 +8,25 @@ from detector.augment.cutout import cut_out
 from detector.images import resize
 from detector.params import AugmentParams
 
-COUNT = (1, 2)  # corruptions of an arm on one image, from and to
+COUNT = (1, 2)  # corruptions of a corruption set on one image, from and to
 FINEST = 2  # times the network's input: the most at which an image is damaged, for the time that it takes
 
 
 def augment(image: np.ndarray, size: int, params: AugmentParams, rng: np.random.Generator) -> np.ndarray:
     """One random variant of an image: uint8 (h, w, 3) as stored -> uint8 (size, size, 3).
 
-    Each arm of corruptions comes with its own probability, independently of the other, in an order drawn for the image.
+    Each corruption set comes with its own probability, independently of the other, in an order drawn for the image.
     """
     image = geometry.augment(resize(image, working_size(image, size, params)), params, rng)
     if params.cutout and rng.random() < params.cutout:
         image = cut_out(image, rng)
     damage = params.corruption
-    odds = {arm: p for arm, p in (("generic", damage.generic), ("matched", damage.matched)) if p}
+    odds = {corruption_set: p for corruption_set, p in (("generic", damage.generic), ("matched", damage.matched)) if p}
     if not odds:  # and nothing drawn: without damage an image is what it was before there was any
         return image
-    arms = [arm for arm, p in odds.items() if rng.random() < p]
-    for i in rng.permutation(len(arms)):
-        image = perturb(image, rng, (arms[i],), COUNT, tuple(damage.strength))
+    corruption_sets = [corruption_set for corruption_set, p in odds.items() if rng.random() < p]
+    for i in rng.permutation(len(corruption_sets)):
+        image = perturb(image, rng, (corruption_sets[i],), COUNT, tuple(damage.strength))
     return resize(image, size)
 
 
@@ -47,7 +47,9 @@ def weakened(params: AugmentParams, factor: float) -> AugmentParams:
     What grows with the image size in progressive training: Tan and Le, "EfficientNetV2" (ICML 2021), section 4.2.
     """
     damage = params.corruption
-    corruption = damage.model_copy(update={arm: factor * getattr(damage, arm) for arm in ("generic", "matched")})
+    corruption = damage.model_copy(
+        update={corruption_set: factor * getattr(damage, corruption_set) for corruption_set in ("generic", "matched")}
+    )
     ranges = ("rotation", "width_shift", "height_shift", "shear", "zoom", "cutout")
     return params.model_copy(
         update={

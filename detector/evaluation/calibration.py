@@ -75,7 +75,7 @@ def fit(
     classes: np.ndarray,
     outputs: np.ndarray,
     threshold: float | Literal["auto"],
-    max_false_accusation_rate: float,
+    max_false_positive_rate: float,
     target_error: float,
 ) -> Calibration:
     """Choose the temperature, then on calibrated P(fake) the threshold (unless it is given) and the unsure band.
@@ -83,12 +83,12 @@ def fit(
     Args:
         classes: int (n,), 0 = real, from 1 on the kinds of fake.
         outputs: float (n,) or (n, classes), what the network says, uncalibrated.
-        max_false_accusation_rate, target_error: as in `choose_threshold` and `choose_unsure_band`.
+        max_false_positive_rate, target_error: as in `choose_threshold` and `choose_unsure_band`.
     """
     temperature = fit_temperature(classes, outputs)
     labels, scores = (classes > 0).astype(int), p_fake(apply_temperature(outputs, temperature))
     if threshold == "auto":
-        threshold = choose_threshold(labels, scores, max_false_accusation_rate)
+        threshold = choose_threshold(labels, scores, max_false_positive_rate)
     return Calibration(temperature, threshold, choose_unsure_band(labels, scores, threshold, target_error))
 
 
@@ -176,18 +176,18 @@ def apply_temperature(outputs: np.ndarray, temperature: float) -> np.ndarray:
     return softmax(_log(outputs) / temperature, axis=1)
 
 
-def choose_threshold(labels: np.ndarray, p_fake: np.ndarray, max_false_accusation_rate: float | None = None) -> float:
+def choose_threshold(labels: np.ndarray, p_fake: np.ndarray, max_false_positive_rate: float | None = None) -> float:
     """The threshold with the best balanced accuracy, among those that accuse few enough real images.
 
-    `max_false_accusation_rate` in 0..1 bounds the share of real images called fake. The smallest threshold
+    `max_false_positive_rate` in 0..1 bounds the share of real images called fake. The smallest threshold
     within it would spend the whole allowance even where that finds no more fakes; this one spends what pays.
     Candidates are 0.5 and the middles between neighbouring scores, below the lowest and above the highest; of
     equal ones the nearest to 0.5 wins, then the higher, so that 0.5 is kept unless something beats it.
     """
     labels, p_fake = checked(labels, p_fake)
-    limit = 1.0 if max_false_accusation_rate is None else max_false_accusation_rate
+    limit = 1.0 if max_false_positive_rate is None else max_false_positive_rate
     if not 0 <= limit <= 1:
-        raise UserError(f"max_false_accusation_rate must be in 0..1, not {limit}")
+        raise UserError(f"max_false_positive_rate must be in 0..1, not {limit}")
     cuts = np.append(_cuts(p_fake), 0.5)
     real, fake = p_fake[labels == 0], p_fake[labels == 1]
     accused, found = _at_least(real, cuts), _at_least(fake, cuts)

@@ -11,9 +11,19 @@ from detector.evaluation.calibration import Calibration
 from detector.evaluation.images import Output, part_of
 
 RUNG_COLUMNS = (
-    *("name", "family", "arm", "severity", "n", "auc", "accuracy", "false_accusation_rate", "missed_fake_rate"),
+    *(
+        "name",
+        "family",
+        "corruption_set",
+        "severity",
+        "n",
+        "auc",
+        "accuracy",
+        "false_positive_rate",
+        "false_negative_rate",
+    ),
 )
-REENCODED = ("accuracy", "auc", "false_accusation_rate", "missed_fake_rate")  # of a set in one format
+REENCODED = ("accuracy", "auc", "false_positive_rate", "false_negative_rate")  # of a set in one format
 # Of that format, a JPEG with halved colour. A classifier of DCT statistics that tells PNG from JPEG by an AUC of 0.99
 # falls to 0.50 after 75 as after 90; one that has learnt a JPEG of 60 falls from 1.00 to 0.54 after 75, 0.86 after 90.
 QUALITY = 75
@@ -61,7 +71,8 @@ def stress_ladder(test: pd.DataFrame, output: Output, calibration: Calibration, 
         test: rows of the manifest. images: how many of them are used, chosen at random, classes in proportion.
 
     Returns:
-        One row a rung, with the columns `RUNG_COLUMNS`; the first is of the undamaged images, severity 0, arm "".
+        One row a rung, with the columns `RUNG_COLUMNS`; the first is of the undamaged images, of
+            severity 0 and corruption_set "".
     """
     rows = part_of(test, images, seed)
     rungs = [("undamaged", 0), *((name, severity) for name in CORRUPTIONS for severity in SEVERITIES)]
@@ -81,7 +92,7 @@ def stress_ladder(test: pd.DataFrame, output: Output, calibration: Calibration, 
             **metrics.score(labels, scores, calibration.threshold),
             "name": name,
             "family": CORRUPTIONS[name].family if severity else "",
-            "arm": CORRUPTIONS[name].arm if severity else "",
+            "corruption_set": CORRUPTIONS[name].corruption_set if severity else "",
             "severity": severity,
         }
         for (name, severity), scores in zip(rungs, p_fake, strict=True)
@@ -90,8 +101,11 @@ def stress_ladder(test: pd.DataFrame, output: Output, calibration: Calibration, 
 
 
 def stress_summary(ladder: pd.DataFrame) -> dict[str, object]:
-    """The ladder in a few numbers: images, and the mean AUC and accuracy undamaged and over each arm's rungs."""
-    arms = {"undamaged": "", "generic": "generic", "matched": "matched"}
-    means = {name: ladder.loc[ladder["arm"] == arm, ["auc", "accuracy"]].mean() for name, arm in arms.items()}
+    """The ladder in a few numbers: images, and mean AUC and accuracy, undamaged and over each corruption set."""
+    corruption_sets = {"undamaged": "", "generic": "generic", "matched": "matched"}
+    means = {
+        name: ladder.loc[ladder["corruption_set"] == corruption_set, ["auc", "accuracy"]].mean()
+        for name, corruption_set in corruption_sets.items()
+    }
     known = {name: mean.astype(object).where(mean.notna(), None).to_dict() for name, mean in means.items()}
     return {"images": int(ladder["n"].iloc[0]), **known}

@@ -56,14 +56,12 @@ def choose_calibration(
 
     def damage(image: np.ndarray, index: int) -> np.ndarray:
         rng = np.random.default_rng([seed, index])
-        return perturb(image, rng, how.arms, (1, how.corruptions), tuple(how.strength))
+        return perturb(image, rng, how.corruption_sets, (1, how.corruptions), tuple(how.strength))
 
     ways = {"clean": [None], "perturbed": [damage], "mixed": [None, damage]}[how.images]
     outputs = np.concatenate([output(rows, way) for way in ways])
     truth = np.tile(class_indices(rows, classes) if kinds else rows["label"].to_numpy(), len(ways))
-    calibration = calibration.fit(
-        truth, outputs, params.threshold, params.max_false_accusation_rate, params.target_error
-    )
+    calibration = calibration.fit(truth, outputs, params.threshold, params.max_false_positive_rate, params.target_error)
     calibration = replace(calibration, flip=params.flip_average)
     return calibration, {
         "images": len(rows),

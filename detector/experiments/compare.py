@@ -27,7 +27,7 @@ from detector.paths import PREDICTIONS
 if TYPE_CHECKING:
     import pandas as pd
 
-LOWER_IS_BETTER = frozenset({"eer", "brier", "loss", "ece", "false_accusation_rate", "missed_fake_rate"})
+LOWER_IS_BETTER = frozenset({"eer", "brier", "loss", "ece", "false_positive_rate", "false_negative_rate"})
 SIGNIFICANT = 0.05
 _SPELLED = {
     "auc": "AUC",
@@ -58,7 +58,7 @@ metrics one differs by chance.
 examples:
   python -m detector compare HEAD~1 workspace           what the last change has brought
   python -m detector compare tidy-fern bonny-oak        two experiments
-  python -m detector compare main workspace --set test_perturbed --metric false_accusation_rate
+  python -m detector compare main workspace --set test_perturbed --metric false_positive_rate
 """
 
 

@@ -219,7 +219,7 @@ _TEXTS = (0, 1, 2)  # columns flush left
 
 def _cells(rows: Sequence[Row], metric: str) -> tuple[list[str], list[list[str]]]:
     """Headings and cells; the headline metric comes first of the metrics, with its interval."""
-    others = [name for name in ("auc", "accuracy", "false_accusation_rate") if name != metric]
+    others = [name for name in ("auc", "accuracy", "false_positive_rate") if name != metric]
     columns: dict[str, Callable[[Row], str]] = {
         "run": lambda row: f"{row['run']}{' *' if row['evaluates'] else ''}",
         "backbone": lambda row: row["backbone"] or "-",
@@ -307,7 +307,7 @@ def _costs_of_training(parent: "Run | None") -> dict[str, float]:
 
 
 def _title(metric: str) -> str:
-    titles = {"auc": "AUC", "eer": "EER", "ece": "ECE", "false_accusation_rate": "accused"}
+    titles = {"auc": "AUC", "eer": "EER", "ece": "ECE", "false_positive_rate": "accused"}
     return titles.get(metric, metric.replace("_", " "))
 
 

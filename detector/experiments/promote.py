@@ -21,7 +21,7 @@ from detector.paths import EVALUATION_RUN, project_root
 if TYPE_CHECKING:
     from detector.tracking.registry import Version
 
-ACCUSED = "false_accusation_rate"
+ACCUSED = "false_positive_rate"
 
 HELP = """\
 List the versions of the registered model, newest first. Every evaluation registers one.
@@ -108,7 +108,7 @@ def _promote(candidate: "Version", name: str, metric: str, force: bool) -> tuple
         better, why = _judged(champion, candidate, versions, name, metric)
     verdict = f"{'Promoted' if better else 'Not promoted'}: {why}."
     if better:
-        registry.crown(candidate.number)
+        registry.set_champion(candidate.number)
     registry.tag_version(candidate.number, "promotion", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC. {verdict}")
     return better, verdict
 

@@ -76,7 +76,7 @@ class Resolution:
     """What is to happen to each of n images.
 
     Attributes:
-        reason: (n,) str, "" for an image that stays, "conflict" for one set aside because the same picture
+        reason: (n,) str, "" for an image that stays, "conflict" for one excluded because the same picture
             bears another label, "leak" for one dropped because it also stands in a split that judges it.
         partner: (n,) int64, index of an image that is the reason; -1 where there is none.
     """
@@ -181,7 +181,7 @@ def resolve(
 ) -> Resolution:
     """Decide which images must go so that no split judges what another one taught.
 
-    Images that are one picture (a difference of `SAME` or less) and whose labels differ are all set aside,
+    Images that are one picture (a difference of `SAME` or less) and whose labels differ are all excluded,
     under either policy: which label is right cannot be known. Within a group only equal pixels are a conflict:
     there a fake stands beside the image it was made from, and the most careful fakes must not go.
 
@@ -290,7 +290,7 @@ def summary(
         "leaks": {pair: row for pair, row in by_splits.items() if pair not in within | between_tests},
         "between_test_sets": {pair: by_splits[pair] for pair in sorted(between_tests)},
         "within_splits": {pair.split(" / ")[0]: by_splits[pair] for pair in sorted(within)},
-        "set_aside": _count(splits[resolution.reason == "conflict"]),
+        "excluded": _count(splits[resolution.reason == "conflict"]),
         "dropped": _count(splits[resolution.reason == "leak"]),
         "examples": [
             {

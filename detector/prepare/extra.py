@@ -26,7 +26,7 @@ def write_extra_sets(params: Params, prepared: Path, folder: Path) -> dict[str, 
         prepared: the data that the model was made and tested with; what stands there, too, is no test of transfer.
 
     Returns:
-        By the set's name: how many images were set aside, seen in training, seen in a test split;
+        By the set's name: how many images were excluded, seen in training, seen in a test split;
         whether the search for these was complete; the set's digest.
 
     Raises:
@@ -41,7 +41,7 @@ def write_extra_sets(params: Params, prepared: Path, folder: Path) -> dict[str, 
         for name, place in zip(names, places, strict=True):
             (part / name).mkdir()
             source = open_test_set(place, params.data.real_class, KEY)
-            if params.data.faces == "crop":
+            if params.data.face_crop == "largest":
                 source = face_crops(source)
             summaries[name] = ingest_test_set(
                 source, part / name, name, params.data.max_side, prepared, params.data.duplicates
@@ -55,7 +55,7 @@ def write_extra_sets(params: Params, prepared: Path, folder: Path) -> dict[str, 
         write_json(part / "sets.json", summaries)
     return {
         name: {
-            "set_aside": found["set_aside"]["images"],
+            "excluded": found["excluded"]["images"],
             **{fact: found[fact] for fact in ("seen_in_training", "seen_in_test", "search_complete", "digest")},
         }
         for name, found in summaries.items()

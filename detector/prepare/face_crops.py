@@ -1,4 +1,4 @@
-"""Photographs become face crops on their way into the pipeline: `data.faces` is crop."""
+"""Photographs become face crops on their way into the pipeline: `data.face_crop` is crop."""
 
 import io
 from collections.abc import Collection, Iterator

@@ -1,6 +1,6 @@
 """From a source of image files to prepared data: everything examined, then what may stay written to shards.
 
-Images that are dropped or set aside leave no byte in the shards and no row in the manifest: whatever reads the
+Images that are dropped or excluded leave no byte in the shards and no row in the manifest: whatever reads the
 prepared data, by whatever means, cannot see them.
 """
 
@@ -28,7 +28,7 @@ from detector.prepare.duplicates import FINGERPRINT
 from detector.prepare.sources import Source
 from detector.prepare.splits import Entry
 
-EXAMPLES = 20  # files named in the summary for each reason; all of them are in set_aside.csv
+EXAMPLES = 20  # files named in the summary for each reason; all of them are in excluded.csv
 FINGERPRINTS = "fingerprints.npy"
 EVIDENCE = "duplicates"
 CONFLICT = "same picture under another label"
@@ -36,8 +36,8 @@ STORED = np.dtype([*((name, FILE[name]) for name in FILE.names), ("bytes", "u8")
 Policy = Literal["drop", "report"]
 
 
-class Outcast(NamedTuple):
-    """An image that is set aside or dropped."""
+class ExcludedImage(NamedTuple):
+    """An image that is excluded or dropped."""
 
     entry: Entry
     kind: str  # the reason, worded alike for all such images
@@ -54,12 +54,12 @@ def ingest(source: Source, folder: Path, max_side: int, policy: Policy, rng: np.
     The source is read twice: to examine every image, and to write what stays. An image within `max_side` pixels
     keeps its original bytes (compression traces are evidence); a larger one is scaled down and stored as PNG.
 
-    Writes the shards, manifest.csv, set_aside.csv, fingerprints.npy ((n,) of dtype `duplicates.FINGERPRINT`, in the
+    Writes the shards, manifest.csv, excluded.csv, fingerprints.npy ((n,) of dtype `duplicates.FINGERPRINT`, in the
     manifest's order) and the folder duplicates with the original files of the pairs that the summary names. Memory
     grows by 2 kB an image while they are examined, and by 7 kB at its peak, in the audit.
 
     Returns:
-        The summary for metrics/data.json: counts, sizes, what was set aside and why, duplicates, shortcuts, the
+        The summary for metrics/data.json: counts, sizes, what was excluded and why, duplicates, shortcuts, the
         data's digest.
 
     Raises:
@@ -67,14 +67,14 @@ def ingest(source: Source, folder: Path, max_side: int, policy: Policy, rng: np.
             two readings.
     """
     images, broken = examine(source)
-    outcasts = [Outcast(entry, reason) for entry, reason in broken]
+    outcasts = [ExcludedImage(entry, reason) for entry, reason in broken]
     _check_complete(source, images.entries, outcasts)
     resolution, sources, account = audit(images, source.classes[0], policy, rng)
     images = _regrouped(images, sources)
     for i in np.flatnonzero(~resolution.keep):
         partner = images.entries[resolution.partner[i]]
         kind = CONFLICT if resolution.reason[i] == "conflict" else f"same picture in {partner.split}"
-        outcasts.append(Outcast(images.entries[i], kind, partner.path))
+        outcasts.append(ExcludedImage(images.entries[i], kind, partner.path))
     _check_complete(source, list(compress(images.entries, resolution.keep)), outcasts)
 
     evidence = _name_files(account["duplicates"]["examples"])
@@ -90,7 +90,7 @@ def ingest_test_set(source: Source, folder: Path, name: str, max_side: int, prep
     is left out. Images of one picture under two labels are left out under either policy.
 
     Returns:
-        {"source", "classes", "images", "counts": {class: n}, "groups": n, "sizes", "scaled_down", "set_aside",
+        {"source", "classes", "images", "counts": {class: n}, "groups": n, "sizes", "scaled_down", "excluded",
         "ignored_files", "seen_in_training": images found in train or validation, "seen_in_test": in a test split only,
         "search_complete": whether none can have been missed, "ungrouped", "digest"}.
 
@@ -99,7 +99,7 @@ def ingest_test_set(source: Source, folder: Path, name: str, max_side: int, prep
     """
     images, broken = examine(source)
     images = replace(images, entries=[replace(entry, split=name) for entry in images.entries])
-    outcasts = [Outcast(entry, reason) for entry, reason in broken]
+    outcasts = [ExcludedImage(entry, reason) for entry, reason in broken]
     keep, trained, tested, complete = np.ones(len(images.entries), bool), 0, 0, True
     if images.entries:
         manifest = read_manifest(prepared)
@@ -116,9 +116,9 @@ def ingest_test_set(source: Source, folder: Path, name: str, max_side: int, prep
         for i in np.flatnonzero(~keep):
             partner = resolution.partner[i]
             if leak[i]:
-                outcasts.append(Outcast(images.entries[i], f"same picture in {splits[partner]}", paths[partner]))
+                outcasts.append(ExcludedImage(images.entries[i], f"same picture in {splits[partner]}", paths[partner]))
             else:
-                outcasts.append(Outcast(images.entries[i], CONFLICT, images.entries[partner].path))
+                outcasts.append(ExcludedImage(images.entries[i], CONFLICT, images.entries[partner].path))
     if not keep.any():
         why = ", ".join(f"{count:,} {kind}" for kind, count in _tally(outcasts).items())
         raise UserError(f"evaluate.extra_sets: {source.name} has no image left to score ({why}); name another set")
@@ -155,7 +155,7 @@ def _write(
     source: Source,
     images: Images,
     keep: np.ndarray,
-    outcasts: list[Outcast],
+    outcasts: list[ExcludedImage],
     folder: Path,
     max_side: int,
     evidence: Mapping[str, list[str]] | None = None,
@@ -172,7 +172,7 @@ def _write(
     attributes = sorted({name for entry in source.entries for name in entry.attributes} - set(COLUMNS))
     write_manifest(_rows(entries, stored, shards, source.classes[0]), attributes, folder / "manifest.csv")
     outcasts = sorted(outcasts, key=lambda outcast: outcast.entry.path)
-    with (folder / "set_aside.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with (folder / "excluded.csv").open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         lines = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         lines.writerow(("path", "reason"))
         lines.writerows((outcast.entry.path, outcast.reason) for outcast in outcasts)
@@ -187,7 +187,7 @@ def _write(
         "groups": {split: groups[split] for split in splits},
         "sizes": {name: _spread(stored[name]) for name in ("width", "height", "bytes")},
         "scaled_down": int((images.files["sha256"][keep] != stored["sha256"]).any(axis=1).sum()),
-        "set_aside": {"images": len(outcasts), "reasons": _reasons(outcasts)},
+        "excluded": {"images": len(outcasts), "reasons": _reasons(outcasts)},
         "ungrouped": source.ungrouped,
         "ignored_files": source.ignored,
         "digest": dataset_digest(read_manifest(folder)),
@@ -264,7 +264,7 @@ def _name_files(examples: list[dict]) -> dict[str, list[str]]:
     return dict(names)
 
 
-def _reasons(outcasts: list[Outcast]) -> dict[str, dict]:
+def _reasons(outcasts: list[ExcludedImage]) -> dict[str, dict]:
     """By reason, the most frequent first: how many images, the first few and, of duplicates, what they duplicate."""
     reasons = {}
     for kind, count in _tally(outcasts).items():
@@ -275,7 +275,7 @@ def _reasons(outcasts: list[Outcast]) -> dict[str, dict]:
     return reasons
 
 
-def _tally(outcasts: Iterable[Outcast]) -> dict[str, int]:
+def _tally(outcasts: Iterable[ExcludedImage]) -> dict[str, int]:
     return dict(sorted(Counter(outcast.kind for outcast in outcasts).items(), key=lambda item: (-item[1], item[0])))
 
 
@@ -290,7 +290,7 @@ def _spread(values: np.ndarray) -> dict[str, float]:
     return {"min": float(low), "median": float(median), "max": float(high)}
 
 
-def _check_complete(source: Source, entries: list[Entry], outcasts: list[Outcast]) -> None:
+def _check_complete(source: Source, entries: list[Entry], outcasts: list[ExcludedImage]) -> None:
     present = {(entry.split, entry.kind) for entry in entries}
     for split in ("train", "validation", "test"):
         for kind in source.classes:
@@ -301,7 +301,7 @@ def _check_complete(source: Source, entries: list[Entry], outcasts: list[Outcast
             if broken == len(gone):
                 raise UserError(
                     f"{source.key}: {source.name} has no readable {kind} image in its {split} split "
-                    f"({broken} broken ones were set aside); add images there"
+                    f"({broken} broken ones were excluded); add images there"
                 )
             why = ", ".join(f"{count:,} {reason}" for reason, count in _tally(gone).items())
             leaks = any(outcast.partner and outcast.kind != CONFLICT for outcast in gone)

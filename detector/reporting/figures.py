@@ -330,8 +330,8 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], title: str = "W
 OVERALL = {  # what `classification_report` shows of a set of images, in this order
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced\naccuracy",
-    "false_accusation_rate": "Real images\ncalled fake",
-    "missed_fake_rate": "Fake images\nmissed",
+    "false_positive_rate": "Real images\ncalled fake",
+    "false_negative_rate": "Fake images\nmissed",
     "auc": "AUC",
     "ece": "Calibration\nerror",
     "loss": "Loss",
@@ -414,7 +414,7 @@ def roc(curves: Curves, threshold: float | None = None, bands: Bands | None = No
         points = curves.roc_points(labels, p_fake)
         ax.plot(points["fpr"], points["tpr"], **look)
         found = metrics.score(labels, p_fake, 0.5 if threshold is None else threshold)
-        x, y = found["false_accusation_rate"], 1 - found["missed_fake_rate"]
+        x, y = found["false_positive_rate"], 1 - found["false_negative_rate"]
         return _Drawn(f"AUC {_decimal(found['auc'])}", (x, y), f"{_percent(y)} found, {_percent(x)} accused")
 
     figure, ax = _curves(
@@ -675,33 +675,36 @@ def risk_coverage(
 
 @_styled
 def robustness_ladder(rows: Iterable[Mapping], title: str = "What damage to the images costs") -> Figure:
-    """AUC under every corruption and severity, in a table for each arm, and each arm's mean as a curve.
+    """AUC under every corruption and severity, in a table for each corruption set, and the mean of each as a curve.
 
     Args:
-        rows: dicts, or a pandas DataFrame, of name, family, arm ("generic" or "matched"), severity (0 is
+        rows: dicts, or a pandas DataFrame, of name, family, corruption_set ("generic" or "matched"), severity (0 is
             undamaged and need not be given for every corruption, then 1 to 5) and auc (0..1 or None).
     """
     rows = [{**row, "value": _finite(row.get("auc"))} for row in _records(rows)]
     undamaged = _mean([row["value"] for row in rows if row["severity"] == 0])
-    arms = {arm: _ladder([row for row in rows if row["arm"] == arm]) for arm in ("generic", "matched")}
-    means = [f"{arm} {_decimal(_mean(cells))}" for arm, (_, cells) in arms.items()]
+    corruption_sets = {
+        corruption_set: _ladder([row for row in rows if row["corruption_set"] == corruption_set])
+        for corruption_set in ("generic", "matched")
+    }
+    means = [f"{corruption_set} {_decimal(_mean(cells))}" for corruption_set, (_, cells) in corruption_sets.items()]
     said = f"AUC: {_decimal(undamaged)} undamaged, mean under damage {', '.join(means)}. Dark is guessing."
-    lines = [len(names) + 1 for names, _ in arms.values()]
+    lines = [len(names) + 1 for names, _ in corruption_sets.values()]
     heights = [max(lines[1] - lines[0] - 3, 10), lines[0]]
     figure = _page(title, said, 0.27 * sum(heights) + 1.7)
     grid = figure.add_gridspec(2, 2, height_ratios=heights)
     chart, *tables = (figure.add_subplot(spot) for spot in (grid[0, 0], grid[1, 0], grid[:, 1]))
 
     looks = (TRAIN, "-", "o"), (VALIDATION, "--", "s")
-    for (arm, (_, cells)), (colour, dashes, marker) in zip(arms.items(), looks, strict=True):
+    for (corruption_set, (_, cells)), (colour, dashes, marker) in zip(corruption_sets.items(), looks, strict=True):
         curve = [undamaged, *map(_mean, cells.T)] if len(cells) else [math.nan] * 6
-        chart.plot(range(6), curve, color=colour, linestyle=dashes, marker=marker, label=arm)
+        chart.plot(range(6), curve, color=colour, linestyle=dashes, marker=marker, label=corruption_set)
     lowest = np.nanmin(np.array([line.get_ydata() for line in chart.lines]), initial=0.5)
     chart.set(xlabel="Severity (0: undamaged)", ylabel="Mean AUC")
     chart.set(xticks=range(6), ylim=(lowest - 0.02, 1.01))
     chart.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, borderaxespad=0.2)
-    for ax, (arm, (names, cells)) in zip(tables, arms.items(), strict=True):
-        ax.set_title(f"{arm.title()} corruptions", size=11.5, weight="bold")
+    for ax, (corruption_set, (names, cells)) in zip(tables, corruption_sets.items(), strict=True):
+        ax.set_title(f"{corruption_set.title()} corruptions", size=11.5, weight="bold")
         _ladder_table(ax, names, cells)
     return figure
 

@@ -28,8 +28,8 @@ UNDEFINED = "not defined"
 ABOUT_RUN = ("commit", "uncommitted", "experiment", "mlflow_run")  # of `run`; its other keys are parameters
 COUNTED = {  # the metrics that are a share of images
     "accuracy": "images called right",
-    "false_accusation_rate": "real images called fake",
-    "missed_fake_rate": "fake images called real",
+    "false_positive_rate": "real images called fake",
+    "false_negative_rate": "fake images called real",
 }
 SHARES = (*COUNTED, "balanced_accuracy", "eer", "tpr_at_fpr_1pct", "tpr_at_fpr_01pct")
 PROPERTIES = {
@@ -79,7 +79,7 @@ def render(
     album = _Album(pictures)
     pooled = evaluation.get(POOLED)
     evaluation = {name: metrics for name, metrics in evaluation.items() if name != POOLED}
-    stress = _numbers(stress, text=("name", "family", "arm"))
+    stress = _numbers(stress, text=("name", "family", "corruption_set"))
     by_attribute = _numbers(by_attribute, text=("set", "attribute", "value"))
     sections = [
         Section("verdict", "The verdict", _verdict(data, calibration, evaluation)),
@@ -306,7 +306,7 @@ def _verdict(data: Mapping, calibration: Mapping, evaluation: Mapping[str, Mappi
                 Tile("If it may, left as unsure", _percent(chosen["n_unsure"] / first["n"]), called),
             ]
         ),
-        _forest("False accusations: real images called fake", evaluation, "false_accusation_rate"),
+        _forest("False positives: real images called fake", evaluation, "false_positive_rate"),
         Points(
             [
                 *_meaning(home, first),
@@ -336,12 +336,12 @@ def accused_in_words(metrics: Mapping) -> str:
 
     For example "1 in 20 real images was called fake (5 of 100; 5.0 %, 95 % interval 2.0 to 9.1 %)".
     """
-    return _errors_in_words(metrics, "false_accusation_rate", metrics["n_real"], "real", "fake")
+    return _errors_in_words(metrics, "false_positive_rate", metrics["n_real"], "real", "fake")
 
 
 def missed_in_words(metrics: Mapping) -> str:
     """How many fake images were called real, as `accused_in_words`."""
-    return _errors_in_words(metrics, "missed_fake_rate", metrics["n_fake"], "fake", "real")
+    return _errors_in_words(metrics, "false_negative_rate", metrics["n_fake"], "fake", "real")
 
 
 def _errors_in_words(metrics: Mapping, key: str, n: int, true: str, called: str) -> str:
@@ -375,7 +375,7 @@ def worth_of_a_call(metrics: Mapping, fakes: float) -> float | None:
 
     None where the rates are undefined or no image would be called fake.
     """
-    accused, missed = metrics["false_accusation_rate"], metrics["missed_fake_rate"]
+    accused, missed = metrics["false_positive_rate"], metrics["false_negative_rate"]
     if accused is None or missed is None:
         return None
     right, wrong = (1 - missed) * fakes, accused * (1 - fakes)
@@ -384,7 +384,7 @@ def worth_of_a_call(metrics: Mapping, fakes: float) -> float | None:
 
 def _meaning(home: str, metrics: Mapping) -> Iterator[str]:
     yield f"On “{home}”, {missed_in_words(metrics)}."
-    accused, worth = metrics["false_accusation_rate"], worth_of_a_call(metrics, RARE)
+    accused, worth = metrics["false_positive_rate"], worth_of_a_call(metrics, RARE)
     if accused == 0:
         n = metrics["n_real"]
         yield (
@@ -472,8 +472,8 @@ def _tested(data: Mapping, evaluation: Mapping, album: _Album, run: Mapping) -> 
     return [
         *blocks,
         Text(_sizes(data)),
-        Heading("Set aside"),
-        *_set_aside(data["set_aside"]),
+        Heading("Excluded"),
+        *_excluded(data["excluded"]),
         Heading("The same picture twice"),
         *_duplicates(data.get("duplicates"), album),
         Heading("Shortcuts"),
@@ -508,15 +508,15 @@ def _sizes(data: Mapping) -> str:
     return f"Median size in pixels, smallest and largest in brackets: {sides}. {kept} the bytes that they came with."
 
 
-def _set_aside(set_aside: Mapping) -> list[Block]:
-    if not set_aside["images"]:
-        return [Text("No file was set aside.")]
+def _excluded(excluded: Mapping) -> list[Block]:
+    if not excluded["images"]:
+        return [Text("No file was excluded.")]
     rows = [
-        [kind, f"{of['images']:,}", ", ".join(of["examples"][:EXAMPLES])] for kind, of in set_aside["reasons"].items()
+        [kind, f"{of['images']:,}", ", ".join(of["examples"][:EXAMPLES])] for kind, of in excluded["reasons"].items()
     ]
     return [
-        Text(f"{_count(set_aside['images'], 'file')} took no part; all are in set_aside.csv, each with its reason."),
-        Table("Why files were set aside", ["Reason", "Files", "For example"], rows, words=True),
+        Text(f"{_count(excluded['images'], 'file')} took no part; all are in excluded.csv, each with its reason."),
+        Table("Why files were excluded", ["Reason", "Files", "For example"], rows, words=True),
     ]
 
 
@@ -555,7 +555,7 @@ def _duplicates(found: Mapping | None, album: _Album) -> list[Block]:
 def _fate(found: Mapping) -> str:
     said = [
         f"{_count(sum(of.values()), 'image')} {verb} ({', '.join(f'{split} {n:,}' for split, n in of.items())})"
-        for of, verb in ((found["dropped"], "dropped"), (found["set_aside"], "set aside for conflicting labels"))
+        for of, verb in ((found["dropped"], "dropped"), (found["excluded"], "excluded for conflicting labels"))
         if sum(of.values())
     ]
     return f"What followed: {', '.join(said)}." if said else "They were reported and not dropped."
@@ -591,7 +591,7 @@ def _shortcuts(found: Mapping | None) -> list[Block]:
 def _choices(train: Mapping, calibration: Mapping, album: _Album, run: Mapping) -> list[Block]:
     best, epochs = train["best"], train["epochs"]
     on_best = f"accuracy {_percent(best.get('val_accuracy'))}, AUC {_decimal(best.get('val_auc'))}"
-    limit, target = _parameter(run, "evaluate.max_false_accusation_rate"), _parameter(run, "evaluate.target_error")
+    limit, target = _parameter(run, "evaluate.max_false_positive_rate"), _parameter(run, "evaluate.target_error")
     how = "set by hand in the parameters"
     if _chooses_threshold(run):
         how = "the best balanced accuracy on those images"
@@ -655,8 +655,8 @@ def _chosen_on(found: Mapping, chosen: str) -> list[Block]:
     selective = found["selective"]
     rows = {
         "Called right": _percent(found["accuracy"]),
-        "Real called fake": _percent(found["false_accusation_rate"]),
-        "Fake called real": _percent(found["missed_fake_rate"]),
+        "Real called fake": _percent(found["false_positive_rate"]),
+        "Fake called real": _percent(found["false_negative_rate"]),
         "AUC": _decimal(found["auc"]),
         "Calibration error, before": _decimal(found["uncalibrated"]["ece"]),
         "Calibration error, after": _decimal(found["ece"]),
@@ -710,8 +710,8 @@ def _results(
             {
                 "Images": lambda m: f"{m['n']:,}",
                 "Called right": lambda m: _figure(m, "accuracy"),
-                "Real called fake": lambda m: _figure(m, "false_accusation_rate"),
-                "Fake called real": lambda m: _figure(m, "missed_fake_rate"),
+                "Real called fake": lambda m: _figure(m, "false_positive_rate"),
+                "Fake called real": lambda m: _figure(m, "false_negative_rate"),
                 "Balanced accuracy": lambda m: _figure(m, "balanced_accuracy"),
             },
         ),
@@ -722,7 +722,7 @@ def _results(
                 "AUC": lambda m: _figure(m, "auc"),
                 "Average precision": lambda m: _figure(m, "average_precision"),
                 "Equal error rate": lambda m: _figure(m, "eer"),
-                "Fakes found at 1 % false accusations": lambda m: _figure(m, "tpr_at_fpr_1pct"),
+                "Fakes found at 1 % false positives": lambda m: _figure(m, "tpr_at_fpr_1pct"),
                 "... at 0.1 %": lambda m: _figure(m, "tpr_at_fpr_01pct"),
             },
         ),
@@ -749,8 +749,8 @@ def _together(evaluation: Mapping[str, Mapping], pooled: Mapping) -> list[Block]
     """All test sets as one."""
     rows = {
         "Called right": "accuracy",
-        "Real called fake": "false_accusation_rate",
-        "Fake called real": "missed_fake_rate",
+        "Real called fake": "false_positive_rate",
+        "Fake called real": "false_negative_rate",
         "Balanced accuracy": "balanced_accuracy",
         "AUC": "auc",
         "Calibration error": "ece",
@@ -819,8 +819,8 @@ def _format(evaluation: Mapping[str, Mapping]) -> list[Block]:
                 "AUC": lambda m: _figure(m, "auc"),
                 "Change, from the images as they are": change,
                 "Called right": lambda m: _figure(m, "accuracy"),
-                "Real called fake": lambda m: _figure(m, "false_accusation_rate"),
-                "Fake called real": lambda m: _figure(m, "missed_fake_rate"),
+                "Real called fake": lambda m: _figure(m, "false_positive_rate"),
+                "Fake called real": lambda m: _figure(m, "false_negative_rate"),
             },
         ),
         Points([f"On “{name}”, {_format_in_words(metrics['reencoded'])}" for name, metrics in known.items()]),
@@ -978,8 +978,11 @@ def _robustness(evaluation: Mapping[str, Mapping], stress: pd.DataFrame | None, 
     if not tested:
         return [Text("No stress test was made: how it takes compression, blur, noise and the like was not measured.")]
     name, means = tested[0]
-    arms = {"undamaged": "Undamaged", "generic": "Generic damage, mean", "matched": "Matched damage, mean"}
-    rows = [[what, _decimal(means[arm]["auc"]), _percent(means[arm]["accuracy"])] for arm, what in arms.items()]
+    corruption_sets = {"undamaged": "Undamaged", "generic": "Generic damage, mean", "matched": "Matched damage, mean"}
+    rows = [
+        [what, _decimal(means[corruption_set]["auc"]), _percent(means[corruption_set]["accuracy"])]
+        for corruption_set, what in corruption_sets.items()
+    ]
     blocks: list[Block] = [
         Text(
             f"{_count(means['images'], 'image')} of “{name}” were damaged in many ways, each at five severities. The "
@@ -993,12 +996,20 @@ def _robustness(evaluation: Mapping[str, Mapping], stress: pd.DataFrame | None, 
         order = ["auc" if damaged["auc"].notna().any() else "accuracy", "name", "severity"]
         worst = damaged.sort_values(order).head(WORST)
         rows = [
-            [rung.name.replace("_", " "), rung.arm, f"{rung.severity:.0f}", _decimal(rung.auc), _percent(rung.accuracy)]
+            [
+                rung.name.replace("_", " "),
+                rung.corruption_set,
+                f"{rung.severity:.0f}",
+                _decimal(rung.auc),
+                _percent(rung.accuracy),
+            ]
             for rung in worst.itertuples(index=False)
         ]
-        head = ["Damage", "Arm", "Severity, of 5", "AUC", "Called right"]
+        head = ["Damage", "Set", "Severity, of 5", "AUC", "Called right"]
         blocks.append(Table(f"The {len(worst)} worst of {_count(len(damaged), 'rung')}", head, rows))
-    said = ", ".join(f"{what.lower()} {_decimal(means[arm]['auc'])}" for arm, what in arms.items())
+    said = ", ".join(
+        f"{what.lower()} {_decimal(means[corruption_set]['auc'])}" for corruption_set, what in corruption_sets.items()
+    )
     caption = "Every kind of damage, at every severity."
     return [*blocks, *album.take("robustness_ladder", f"Robustness ladder; AUC: {said}.", caption)]
 
@@ -1050,7 +1061,7 @@ def _attribute_row(row: Mapping) -> list[str]:
     cells = [
         f"{row['n']:,.0f}",
         accuracy if _missing(low) or _missing(high) else _two_lines(accuracy, _between(low, high, _percent)),
-        *(_percent(row[key]) for key in ("false_accusation_rate", "missed_fake_rate")),
+        *(_percent(row[key]) for key in ("false_positive_rate", "false_negative_rate")),
         *(_decimal(row[key]) for key in ("auc", "auc_vs_other_class")),
     ]
     return [str(row["value"]), *("–" if cell == UNDEFINED else cell for cell in cells)]
@@ -1059,8 +1070,8 @@ def _attribute_row(row: Mapping) -> list[str]:
 def _mistakes(evaluation: Mapping[str, Mapping], album: _Album, run: Mapping) -> list[Block]:
     said = []
     for name, metrics in evaluation.items():
-        accused = round((metrics["false_accusation_rate"] or 0) * metrics["n_real"])
-        missed = round((metrics["missed_fake_rate"] or 0) * metrics["n_fake"])
+        accused = round((metrics["false_positive_rate"] or 0) * metrics["n_real"])
+        missed = round((metrics["false_negative_rate"] or 0) * metrics["n_fake"])
         wrong = f"{accused + missed:,} of {_count(metrics['n'], 'image')} called wrong"
         said.append(f"“{name}”: {wrong} ({accused:,} real called fake, {missed:,} fake called real).")
     images = [
@@ -1202,13 +1213,13 @@ def _limits_of_sets(
     alone = [name for name, m in evaluation.items() if not (m["n_real"] and m["n_fake"])]
     if alone:
         yield "One class only", f"What needs real and fake images, such as AUC, is {UNDEFINED} on {_listed(alone)}."
-    limit = _parameter(run, "evaluate.max_false_accusation_rate")
+    limit = _parameter(run, "evaluate.max_false_positive_rate")
     if limit is not None and _chooses_threshold(run):
-        rates = {name: m["false_accusation_rate"] or 0 for name, m in evaluation.items()}
+        rates = {name: m["false_positive_rate"] or 0 for name, m in evaluation.items()}
         above = [f"“{name}” {_percent(rate)}" for name, rate in rates.items() if rate > limit]
         if above:
             yield (
-                "The bound on false accusations does not hold everywhere",
+                "The bound on false positives does not hold everywhere",
                 f"At most {_percent(limit)} of the real validation images are called fake. On test images: "
                 f"{', '.join(above)}.",
             )
@@ -1244,7 +1255,7 @@ def _limits_of_data(data: Mapping, evaluation: Mapping[str, Mapping], run: Mappi
         yield "Duplicates unknown", "It was not checked whether test images also stand in the training data."
     else:
         pairs, gone = _pairs(found["leaks"]), sum(found["dropped"].values())
-        if pairs and not gone and (run.get("data.duplicates") == "report" or not sum(found["set_aside"].values())):
+        if pairs and not gone and (run.get("data.duplicates") == "report" or not sum(found["excluded"].values())):
             yield (
                 "Leaks left in",
                 f"{_count(pairs, 'pair')} of images that are one picture stood in two parts of the data. They were "
@@ -1381,7 +1392,7 @@ def _interval(metrics: Mapping, key: str) -> tuple[float, float] | None:
         return found["low"], found["high"]
     if not _seen_to_agree(metrics, key):
         return None
-    n = metrics[{"false_accusation_rate": "n_real", "missed_fake_rate": "n_fake"}.get(key, "n")]
+    n = metrics[{"false_positive_rate": "n_real", "false_negative_rate": "n_fake"}.get(key, "n")]
     return _exact(round(metrics[key] * n), n)
 
 

@@ -103,7 +103,7 @@ class ModelAnswer(BaseModel):
     threshold: float = Field(description="called fake from this P(fake) on", examples=[0.5])
     unsure: list[float] = Field(description="unsure from the first up to the second", examples=[[0.4, 0.6]])
     chosen_on: dict = Field(
-        description="figures of the validation images on which these were chosen: n, false_accusation_rate, ..."
+        description="figures of the validation images on which these were chosen: n, false_positive_rate, ..."
     )
 
 

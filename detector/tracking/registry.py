@@ -36,7 +36,7 @@ from detector.tracking.store import connect, has_store
 MODEL = "model"
 REGISTERED = "deepfake-detector"
 CHAMPION = "champion"
-HEADLINES = ("n", "auc", "accuracy", "false_accusation_rate", "brier")  # of the test set, on every version
+HEADLINES = ("n", "auc", "accuracy", "false_positive_rate", "brier")  # of the test set, on every version
 # The code that decides what a logged model says, relative to the package; a test holds it against its imports.
 CODE = (
     "evaluation/calibration.py",
@@ -163,7 +163,7 @@ def one_promotion() -> Iterator[None]:
         yield
 
 
-def crown(number: int) -> None:
+def set_champion(number: int) -> None:
     """Make this version the champion."""
     client, _ = connect()
     with _registry_errors():

@@ -129,7 +129,7 @@ def train(
         raise UserError("augment.self_blend.rate: a self-blended fake is of no kind; set it to 0 for kinds of fake")
     targets = training.labels if classes == 2 else np.eye(classes)[training.labels]
     targets = targets.astype(np.float32).reshape(len(training.labels), -1)
-    weights = image_weights(training.labels, settings.class_weights, _frequency(training.sources, shares))
+    weights = sample_weights(training.labels, settings.class_weights, _frequency(training.sources, shares))
     batch_size = min(settings.batch_size, len(training.reader))
     steps = len(training.reader) // batch_size
 
@@ -295,7 +295,7 @@ def accuracy(targets: "keras.KerasTensor", outputs: "keras.KerasTensor") -> "ker
     return keras.ops.mean(keras.ops.equal(targets > 0.5, outputs > 0.5), axis=-1)
 
 
-def image_weights(labels: np.ndarray, how: str, frequency: np.ndarray | None = None) -> np.ndarray | None:
+def sample_weights(labels: np.ndarray, how: str, frequency: np.ndarray | None = None) -> np.ndarray | None:
     """What each image counts in the loss, float (n,), 1 on average; None where all count alike.
 
     Args:
@@ -334,7 +334,7 @@ def _validated(validation: Split, outputs: np.ndarray, shares: Mapping[str, floa
         "val_accuracy": float(np.average(right, weights=weights)),
         "val_auc": _auc(labels > 0, scores),
     }
-    for name in _telling(validation):
+    for name in _sources_with_both_classes(validation):
         own = validation.sources == name
         found[f"val_auc_{name}"] = _auc(labels[own] > 0, scores[own])
     return found
@@ -345,7 +345,7 @@ def _auc(fake: np.ndarray, scores: np.ndarray) -> float | None:
     return float(roc_auc_score(fake, scores)) if 0 < fake.sum() < len(fake) else None
 
 
-def _telling(split: Split) -> list[str]:
+def _sources_with_both_classes(split: Split) -> list[str]:
     """The sources that hold both real images and fakes, where there are several such and not too many to look at."""
     names = sorted(set(split.sources) - {""})
     if not 2 <= len(names) <= MOST_SOURCES:

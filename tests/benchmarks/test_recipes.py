@@ -118,7 +118,7 @@ class Store:
     def read_artifact(self, run_id: str, name: str) -> bytes:
         figures = dict.fromkeys(recipes.FIGURES, self.losses[run_id])
         if name.endswith("by_attribute.csv"):
-            rows = ["set,attribute,value,auc,accuracy,ece,false_accusation_rate", "test,mode,RGB,.1,.1,.1,.1"]
+            rows = ["set,attribute,value,auc,accuracy,ece,false_positive_rate", "test,mode,RGB,.1,.1,.1,.1"]
             rows += ["test,source,one,.9,.8,.1,.05", "other,source,one,.2,.2,.2,.2"] if self.sources else []
             return "\n".join(rows).encode()
         if name.endswith("calibration.json"):
@@ -150,7 +150,7 @@ def test_the_row_is_chosen_by_validation_loss_alone(table, tmp_path):
     assert list(found["ablation"]) == ["published", "cosine", "combined"]
     assert found["row"] == "cosine" and found["seeds"] == [1, 2] and found["commit"] == "c0ffee"
     assert found["test_sets"]["other"]["ece"] == pytest.approx(0.4)
-    assert found["test_sets"]["one"] == {"auc": 0.9, "accuracy": 0.8, "ece": 0.1, "false_accusation_rate": 0.05}
+    assert found["test_sets"]["one"] == {"auc": 0.9, "accuracy": 0.8, "ece": 0.1, "false_positive_rate": 0.05}
     assert "test" not in found["test_sets"]
     assert Image.open(io.BytesIO((tmp_path / "docs" / "recipes.png").read_bytes())).width > 500
     assert "| cosine | 0.400 | 0.900 ± 0.000 / 0.800 | 0.400 ± 1.271 / 0.400 |" in (tmp_path / "table.md").read_text()

@@ -62,8 +62,8 @@ def reference(labels, p_fake, threshold, weight=None):
         "brier": np.average((p_fake - labels) ** 2, weights=weight),
         "loss": sk.log_loss(labels, clipped, sample_weight=weight, labels=[0, 1]),
         "ece": ece,
-        "false_accusation_rate": np.average(called[labels == 0], weights=weight[labels == 0]),
-        "missed_fake_rate": np.average(~called[labels == 1], weights=weight[labels == 1]),
+        "false_positive_rate": np.average(called[labels == 0], weights=weight[labels == 0]),
+        "false_negative_rate": np.average(~called[labels == 1], weights=weight[labels == 1]),
     }
 
 
@@ -137,13 +137,13 @@ def test_anything_undefined_is_none_and_the_rest_is_finite(pairs, threshold):
     if both:
         assert not undefined
     else:
-        absent = "missed_fake_rate" if found["n_fake"] == 0 else "false_accusation_rate"
+        absent = "false_negative_rate" if found["n_fake"] == 0 else "false_positive_rate"
         assert undefined == {*metrics.RANKING, "balanced_accuracy", absent}
 
 
 def test_one_image_and_constant_scores():
     assert score([1], [0.5])["accuracy"] == 1.0
-    assert score([0], [0.5])["false_accusation_rate"] == 1.0
+    assert score([0], [0.5])["false_positive_rate"] == 1.0
     constant = score([0, 1, 1], [0.5, 0.5, 0.5])
     assert (constant["auc"], constant["eer"], constant["tpr_at_fpr_1pct"]) == (0.5, 0.5, 0.0)
     assert constant["average_precision"] == pytest.approx(2 / 3)
@@ -300,8 +300,8 @@ def test_resamples_without_an_answer_are_left_out():
     assert few["auc"] == {"low": 1.0, "high": 1.0}
     assert few["accuracy"]["low"] < few["accuracy"]["high"]
     one_class = bootstrap([0, 0, 0], [0.1, 0.6, 0.4])
-    assert one_class["auc"] is None and one_class["missed_fake_rate"] is None
-    assert one_class["false_accusation_rate"] == {"low": 0.0, "high": 1.0}
+    assert one_class["auc"] is None and one_class["false_negative_rate"] is None
+    assert one_class["false_positive_rate"] == {"low": 0.0, "high": 1.0}
     assert set(bootstrap([1], [0.4]).values()) == {None}
     assert set(bootstrap([0, 1], [0.4, 0.6], ["same", "same"]).values()) == {None}
 

@@ -213,18 +213,18 @@ def test_every_number_has_a_lower_bound_and_is_a_number(refused, key, value):
         ("train.precision", ["auto", "float32", "bfloat16"], ["float16", "mixed", ""]),
         ("evaluate.threshold", [0.001, 0.999, "auto"], [0, 1, "Auto"]),
         ("evaluate.calibration.images", ["clean", "perturbed", "mixed"], ["dirty"]),
-        ("evaluate.calibration.arms", [["generic"], ["generic", "matched"]], [[], ["fog"], "generic"]),
+        ("evaluate.calibration.corruption_sets", [["generic"], ["generic", "matched"]], [[], ["fog"], "generic"]),
         ("evaluate.calibration.corruptions", [1, 4], [0, 5]),
         ("evaluate.calibration.strength", [[0, 0], [0.2, 1]], [[], [1], [0.5, 0.4], [0, 1.1], [-1, 0]]),
         ("evaluate.calibration.max_images", [10], [9]),
-        ("evaluate.max_false_accusation_rate", [0, 1], [-0.1, 1.1]),
+        ("evaluate.max_false_positive_rate", [0, 1], [-0.1, 1.1]),
         ("evaluate.target_error", [0, 1], [-0.1, 1.1]),
         ("evaluate.bootstrap", [100], [99, 100_001]),
         ("evaluate.reencoded", [True, False], [1, "yes"]),
         ("evaluate.stress_images", [0], [-1, 1.5]),
         ("evaluate.extra_sets", [[], ["a", "b.zip"]], ["a", [""], [1]]),
         ("data.duplicates", ["drop", "report"], ["keep"]),
-        ("data.faces", ["as_they_are"], ["largest"]),
+        ("data.face_crop", ["none"], ["as_they_are", "crop"]),
         ("plot.private", [True, False], [0, "no"]),
         ("plot.grid_images", [1, 100], [0, 101]),
     ],
@@ -246,9 +246,9 @@ def test_ranges(load, refused, key, taken, not_taken):
         ("evaluate.threshold", None, "evaluate.threshold: must be auto or a number above 0 and below 1, got null"),
         ("evaluate.extra_sets", "a", "evaluate.extra_sets: must be a list of texts, got 'a'"),
         (
-            "evaluate.calibration.arms",
+            "evaluate.calibration.corruption_sets",
             [],
-            "evaluate.calibration.arms: must be a list of 1 to 2 out of generic, matched, got []",
+            "evaluate.calibration.corruption_sets: must be a list of 1 to 2 out of generic, matched, got []",
         ),
         ("model.backbone", "vgg", "model.backbone: must be one of xception, "),
         ("model.weights", "", "model.weights: must be a text that is not empty, got ''"),
@@ -438,10 +438,10 @@ def test_the_head_alone_cannot_be_all_of_a_training(refused):
 
 
 def test_faces_are_cropped_from_photographs_alone(load, refused):
-    content = changed("data.faces", "crop")
-    assert refused(content).startswith("data.faces: the drawn sample is of faces already")
+    content = changed("data.face_crop", "largest")
+    assert refused(content).startswith("data.face_crop: the drawn sample is of faces already")
     content["data"] |= {"source": "folder", "path": "photos"}
-    assert load(content).data.faces == "crop"
+    assert load(content).data.face_crop == "largest"
 
 
 def test_a_warmup_needs_a_cosine(load, refused):

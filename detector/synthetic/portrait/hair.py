@@ -21,7 +21,7 @@ class Cut:
     top: float  # how far it stands off the skull
     side: float
     low: float = 0.12  # y of its lower end
-    flow: str = "across"  # of the strands: across from the parting, back from the hairline, down the crown
+    flow: str = "across"  # of the strands: across from the parting, back from the hairline, down the set_champion
     edge: str = "smooth"
     line: float = -0.6  # y of the hairline
     texture: str = "strands"

@@ -76,7 +76,7 @@ PATTERNS = {"plain": 3, "stripes": 1, "check": 1, "dots": 1}
 
 @dataclass(frozen=True)
 class Identity:
-    """What a person keeps. Colours are RGB, 0..1; lengths are in face units (crown to chin: 2)."""
+    """What a person keeps. Colours are RGB, 0..1; lengths are in face units (set_champion to chin: 2)."""
 
     feminine: bool
     age: float  # 0 young .. 1 old

@@ -190,14 +190,14 @@ def test_unknown_names_arms_and_strengths_are_refused_in_one_line():
         corrupt(PORTRAIT, "jpeg", 1.5, rng)
     with pytest.raises(UserError, match="between 0 and 1"):
         corrupt(PORTRAIT, "jpeg", float("nan"), rng)
-    for arms in ((), ("generic", "weather")):
+    for corruption_sets in ((), ("generic", "weather")):
         with pytest.raises(UserError, match="generic and matched"):
-            perturb(PORTRAIT, rng, arms=arms)
+            perturb(PORTRAIT, rng, corruption_sets=corruption_sets)
 
 
 def test_every_entry_is_what_its_key_says():
     assert all(c.name == name and c.apply is getattr(corruption, name) for name, c in CORRUPTIONS.items())
-    assert {c.arm for c in CORRUPTIONS.values()} == {"generic", "matched"}
+    assert {c.corruption_set for c in CORRUPTIONS.values()} == {"generic", "matched"}
 
 
 @pytest.fixture
@@ -215,11 +215,13 @@ def applied(monkeypatch):
 
 def test_perturb_reaches_every_corruption_of_its_arms_and_no_other(applied):
     rng = np.random.default_rng(0)
-    for arms in (("generic",), ("matched",), ("generic", "matched")):
+    for corruption_sets in (("generic",), ("matched",), ("generic", "matched")):
         applied.clear()
         for _ in range(2000):
-            perturb(PORTRAIT[:1, :1], rng, arms=arms)
-        assert {name for name, _ in applied} == {n for n, c in CORRUPTIONS.items() if c.arm in arms}
+            perturb(PORTRAIT[:1, :1], rng, corruption_sets=corruption_sets)
+        assert {name for name, _ in applied} == {
+            n for n, c in CORRUPTIONS.items() if c.corruption_set in corruption_sets
+        }
 
 
 def test_perturb_draws_within_its_bounds_one_a_family_and_compresses_last(applied):
@@ -239,8 +241,8 @@ def test_perturb_draws_within_its_bounds_one_a_family_and_compresses_last(applie
 
 
 def test_perturb_draws_no_more_than_there_are_families(applied):
-    perturb(PORTRAIT, np.random.default_rng(0), arms=("generic",), count=(50, 50))
-    assert len(applied) == len({c.family for c in CORRUPTIONS.values() if c.arm == "generic"})
+    perturb(PORTRAIT, np.random.default_rng(0), corruption_sets=("generic",), count=(50, 50))
+    assert len(applied) == len({c.family for c in CORRUPTIONS.values() if c.corruption_set == "generic"})
 
 
 @wild

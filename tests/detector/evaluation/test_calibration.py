@@ -135,7 +135,7 @@ def test_no_threshold_is_better(pairs, limit):
     ]
     at = score(labels, p_fake, found)
     assert at["balanced_accuracy"] == pytest.approx(max(options))
-    assert limit is None or at["false_accusation_rate"] <= limit
+    assert limit is None or at["false_positive_rate"] <= limit
     assert 0 <= found <= NEVER
     order = np.random.default_rng(0).permutation(len(labels))
     assert choose_threshold(labels[order], p_fake[order], limit) == found
@@ -166,7 +166,7 @@ def test_an_allowance_is_not_spent_for_nothing():
 def test_a_threshold_that_no_real_image_reaches():
     labels, p_fake = np.array([0, 0, 1, 1]), np.array([0.2, 1.0, 0.9, 1.0])
     found = choose_threshold(labels, p_fake, 0.0)
-    assert found == NEVER and score(labels, p_fake, found)["false_accusation_rate"] == 0
+    assert found == NEVER and score(labels, p_fake, found)["false_positive_rate"] == 0
 
 
 @pytest.mark.parametrize("limit", [None, 0.0, 0.5])
@@ -180,7 +180,7 @@ def test_a_threshold_without_much_to_go_by(limit):
 
 def test_bad_rates():
     for bad in (-0.1, 1.1, float("nan")):
-        with pytest.raises(UserError, match="max_false_accusation_rate"):
+        with pytest.raises(UserError, match="max_false_positive_rate"):
             choose_threshold([0, 1], [0.2, 0.9], bad)
         with pytest.raises(UserError, match="target_error"):
             choose_unsure_band([0, 1], [0.2, 0.9], 0.5, bad)

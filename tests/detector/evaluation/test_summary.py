@@ -114,9 +114,9 @@ def test_a_given_threshold_is_kept_and_an_automatic_one_keeps_its_limit(settings
     given, _ = choose_calibration(rows, said, KINDS, settings(images="clean", threshold=0.37), seed=0)
     assert given.threshold == 0.37
     for limit in (0.0, 0.1, 0.5):
-        how = settings(images="clean", threshold="auto", max_false_accusation_rate=limit)
+        how = settings(images="clean", threshold="auto", max_false_positive_rate=limit)
         _, chosen_on = choose_calibration(rows, said, KINDS, how, seed=0)
-        assert chosen_on["false_accusation_rate"] <= limit
+        assert chosen_on["false_positive_rate"] <= limit
 
 
 # ---- evaluate --------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def test_a_set_of_one_class_has_no_ranking_and_no_curve():
     rows = rows_of(20)
     rows = rows[rows["label"] == 1].reset_index(drop=True)
     found = evaluate(rows, outputs_for(rows), UNCALIBRATED, ["real", "fake"], resamples=100, seed=0)
-    assert found.metrics["auc"] is None and found.metrics["false_accusation_rate"] is None
+    assert found.metrics["auc"] is None and found.metrics["false_positive_rate"] is None
     assert found.metrics["intervals"]["auc"] is None
     assert found.metrics["accuracy"] is not None
     assert list(found.roc.columns) == ["set", "fpr", "tpr", "threshold"] and found.roc.empty
@@ -272,13 +272,13 @@ def test_figures_in_one_format_by_hand():
     again = np.array([0.1, 0.9, 0.2, 0.8, 0.7, 0.3, 0.4, 0.6])  # the third pair has changed places
     found = in_one_format(rows, plain, again, 0.5, resamples=200, seed=0)
     assert found["accuracy"] == 6 / 8
-    assert found["false_accusation_rate"] == found["missed_fake_rate"] == 1 / 4
+    assert found["false_positive_rate"] == found["false_negative_rate"] == 1 / 4
     assert found["auc"] == 13 / 16  # the fake at 0.3 is below 0.7 and 0.4, the one at 0.6 below 0.7
     assert found["auc_difference"]["difference"] == 13 / 16 - 1
     assert found["intervals"] == bootstrap(
         rows["label"], again, rows["group"].tolist(), 0.5, list(found["intervals"]), n=200
     )
-    assert set(found["intervals"]) == {"accuracy", "auc", "false_accusation_rate", "missed_fake_rate"}
+    assert set(found["intervals"]) == {"accuracy", "auc", "false_positive_rate", "false_negative_rate"}
     same = in_one_format(rows, plain, plain, 0.5, resamples=200, seed=0)
     assert same["auc_difference"] == {"difference": 0, "low": 0, "high": 0}
 
@@ -320,7 +320,7 @@ def test_a_detector_that_needs_a_threshold_per_set_is_found_out():
     assert (found["n"], found["n_real"], found["n_fake"], found["threshold"]) == (160, 80, 80, 0.5)
     # At 0.5 all of one set are called real and all of the other fake; a quarter of the pairs is the wrong way round.
     assert found["accuracy"] == found["balanced_accuracy"] == 0.5
-    assert found["false_accusation_rate"] == found["missed_fake_rate"] == 0.5
+    assert found["false_positive_rate"] == found["false_negative_rate"] == 0.5
     assert found["auc"] == pytest.approx(0.75)
     assert found["within_sets"]["auc"] == 1 and found["within_sets"]["difference"] == pytest.approx(-0.25)
     assert found["within_sets"]["high"] < -0.2
@@ -334,7 +334,7 @@ def test_every_image_counts_alike():
     right, wrong = np.tile([0.1, 0.9], 30), np.tile([0.9, 0.1], 5)
     found = pooled(scored_sets(test=right, other=wrong), 0.5, resamples=100, seed=0)
     assert found["n"] == 70 and found["accuracy"] == pytest.approx(60 / 70)
-    assert found["false_accusation_rate"] == pytest.approx(5 / 35)
+    assert found["false_positive_rate"] == pytest.approx(5 / 35)
     # 0.9 for 30 of 35 fakes and 5 of 35 real ones, 0.1 for the others: both bins are off by 0.9 - 30 / 35.
     assert found["ece"] == pytest.approx(0.9 - 30 / 35)
     assert set(found["intervals"]) == set(METRICS)
@@ -443,7 +443,7 @@ def test_the_summary_is_the_mean_of_each_arm(network):
     ladder = stress_ladder(rows_of(40), network, UNCALIBRATED, images=20, seed=2)
     found = stress_summary(ladder)
     assert found["images"] == 20
-    names = [name for name, corruption in CORRUPTIONS.items() if corruption.arm == "matched"]
+    names = [name for name, corruption in CORRUPTIONS.items() if corruption.corruption_set == "matched"]
     assert found["matched"]["auc"] == pytest.approx(np.mean(ladder["auc"][ladder["name"].isin(names)]))
     assert found["undamaged"]["accuracy"] == ladder["accuracy"][0]
 

@@ -314,7 +314,7 @@ def test_copies_of_one_source_do_not_make_the_interval_narrower():
             assert four["metrics"][metric][end] == pytest.approx(once["metrics"][metric][end], abs=1e-9)
 
 
-@pytest.mark.parametrize("metric", ["auc", "loss", "false_accusation_rate"])
+@pytest.mark.parametrize("metric", ["auc", "loss", "false_positive_rate"])
 def test_the_better_one_is_named_whichever_way_the_metric_points(metric):
     worse, better = run(predictions(n=600, noise=4)), run(predictions(n=600, noise=0.2))
     forth = compare(worse, better, metric=metric)["sets"]["test"]
@@ -358,7 +358,7 @@ def test_another_threshold_alone_changes_no_ranking_but_the_calls():
     a = predictions()
     found = compare(run(a), run(a, threshold=0.8))["sets"]["test"]
     assert not found["alike"] and "the same in every resample" in found["says"]
-    assert found["metrics"]["false_accusation_rate"]["difference"] < 0
+    assert found["metrics"]["false_positive_rate"]["difference"] < 0
     assert (found["threshold_a"], found["threshold_b"]) == (0.5, 0.8)
 
 

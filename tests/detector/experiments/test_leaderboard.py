@@ -37,7 +37,7 @@ def scores(accuracy: float, n: int = 200, **further) -> dict:
     interval = {"low": accuracy - 0.05, "high": accuracy + 0.04}
     return {
         **{"n": n, "n_real": n // 2, "threshold": 0.4, "accuracy": accuracy, "auc": accuracy + 0.05},
-        **{"false_accusation_rate": 0.125, "ece": 0.0321, "intervals": {"accuracy": interval, "ece": None}},
+        **{"false_positive_rate": 0.125, "ece": 0.0321, "intervals": {"accuracy": interval, "ece": None}},
         **{"stress": {"images": 30, "undamaged": {"auc": 0.1}}, **further},
     }
 
@@ -87,7 +87,7 @@ def test_a_row_has_everything_that_was_logged(log):
     expected = {
         **{"run": "tidy-fern", "run_id": run_id, "evaluates": None, "backbone": "xception", "weights": "random"},
         **{"image_size": 80, "data": "d1" * 32, "set": "test", "images": 200, "accuracy": 0.9, "auc": 0.95},
-        **{"false_accusation_rate": 0.125, "ece": 0.0321, "accuracy_low": 0.85, "accuracy_high": 0.94},
+        **{"false_positive_rate": 0.125, "ece": 0.0321, "accuracy_low": 0.85, "accuracy_high": 0.94},
         **{"worst_set": "other", "worst_auc": 0.65, "parameters": 20_861_480, "megabytes": 83.44},
         **{"scoring_images_per_second": 27.35, "training_images_per_second": 5.2},
     }

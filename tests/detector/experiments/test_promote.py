@@ -361,8 +361,8 @@ def test_one_that_accuses_more_is_refused(register):
     assert (better, champion()) == (False, 1)
     assert "(harsh) is better than version 1 (middling), the champion, on test: AUC" in verdict
     assert "; but version 1 (middling), the champion, is better than version 2 (harsh)" in verdict
-    assert "false accusation rate" in verdict
-    better, _ = promote(None, metric="false_accusation_rate")
+    assert "false positive rate" in verdict
+    better, _ = promote(None, metric="false_positive_rate")
     assert not better
 
 
@@ -373,7 +373,7 @@ def test_without_real_images_nobody_knows_who_accuses_more(register):
         if name == "one":
             promote(None)
     with pytest.raises(UserError, match=r"--set: fakes_alone holds no real image: whether .* accuses more"):
-        promote(None, name="fakes_alone", metric="missed_fake_rate")
+        promote(None, name="fakes_alone", metric="false_negative_rate")
     assert champion() == 1
 
 

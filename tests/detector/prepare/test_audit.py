@@ -72,8 +72,8 @@ def prepare(source, folder: Path, policy: str = "drop") -> dict:
     return ingest(source, folder, 1024, policy, np.random.default_rng(0))
 
 
-def set_aside(folder: Path) -> dict[str, str]:
-    with (folder / "set_aside.csv").open(newline="") as file:
+def excluded(folder: Path) -> dict[str, str]:
+    with (folder / "excluded.csv").open(newline="") as file:
         return {row["path"]: row["reason"] for row in csv.DictReader(file)}
 
 
@@ -94,14 +94,14 @@ def test_what_is_planted_is_found_and_nothing_else(planted, audited):
     folder, summary = audited
     expected = {path: f"same picture as {original} in test" for path, original in planted.leaks.items()}
     expected |= {path: f"same picture as {other} under another label" for path, other in planted.doubtful.items()}
-    assert set_aside(folder) == expected
+    assert excluded(folder) == expected
     account = summary["duplicates"]
     assert account["policy"] == "drop" and account["search_complete"]
     assert sum(account["dropped"].values()) == EXACT + AGAIN
-    assert account["set_aside"] == {"train": 2 * DOUBTFUL}
+    assert account["excluded"] == {"train": 2 * DOUBTFUL}
     assert sum(pairs["exact"] for pairs in account["leaks"].values()) == EXACT
     assert sum(pairs["near"] for pairs in account["leaks"].values()) == AGAIN
-    reasons = summary["set_aside"]["reasons"]
+    reasons = summary["excluded"]["reasons"]
     assert {reason: images["images"] for reason, images in reasons.items()} == {
         "same picture in test": EXACT + AGAIN,
         "same picture under another label": 2 * DOUBTFUL,
@@ -125,7 +125,7 @@ def test_training_cannot_see_what_was_planted(planted, audited):
 
 def test_a_report_lets_leaks_stay_and_still_sets_conflicts_aside(planted, memory_source, tmp_path):
     summary = prepare(memory_source(planted.files), tmp_path, policy="report")
-    assert set_aside(tmp_path).keys() == planted.doubtful.keys()
+    assert excluded(tmp_path).keys() == planted.doubtful.keys()
     assert set(read_manifest(tmp_path)["path"]) == planted.files.keys() - planted.doubtful.keys()
     assert summary["duplicates"]["policy"] == "report" and summary["duplicates"]["dropped"] == {}
     assert sum(pairs["exact"] + pairs["near"] for pairs in summary["duplicates"]["leaks"].values()) == EXACT + AGAIN

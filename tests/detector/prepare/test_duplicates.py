@@ -180,7 +180,7 @@ def test_the_split_that_judges_keeps_its_image():
     assert resolve(found, splits, [0] * 7, "report").keep.all()
 
 
-def test_conflicting_labels_are_set_aside_wherever_they_are_and_under_either_policy():
+def test_conflicting_labels_are_excluded_wherever_they_are_and_under_either_policy():
     splits = ["train", "train", "test", "test_fog", "test", "train"]
     found = made(6, exact=[(0, 1), (2, 3)], near=[(4, 5, SAME / 2)])
     for policy in ("drop", "report"):
@@ -189,7 +189,7 @@ def test_conflicting_labels_are_set_aside_wherever_they_are_and_under_either_pol
         assert resolution.partner.tolist() == [1, 0, 3, 2, 5, 4]
 
 
-def test_every_copy_of_a_conflicting_image_is_set_aside():
+def test_every_copy_of_a_conflicting_image_is_excluded():
     found = made(4, exact=[(0, 1, 2)], near=[(0, 3, 0.01)])
     assert resolve(found, ["train"] * 4, [0, 0, 0, 1]).reason.tolist() == ["conflict"] * 4
 
@@ -287,7 +287,7 @@ def test_summary_reads_in_order_of_weight():
     found = made(7, exact=[(0, 3)], near=[(1, 2, 0.03), (4, 5, 0.0), (5, 6, 0.12)])
     labels = ["real", "real", "real", "fake", "fake", "fake", "fake"]
     account = summary(found, resolve(found, splits, labels), splits, labels, list("abcdefg"), worst=3)
-    assert account["set_aside"] == {"test": 1, "train": 1}
+    assert account["excluded"] == {"test": 1, "train": 1}
     assert account["dropped"] == {"train": 1}
     assert account["leaks"] == {
         "train / test": {"exact": 1, "near": 0, "across_classes": 1},

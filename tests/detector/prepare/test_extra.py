@@ -64,7 +64,7 @@ def test_what_was_trained_on_is_no_test_of_transfer(tmp_path, home, defaults, ph
     extra = tmp_path / "extra"
     found = write_extra_sets(params, home, extra)["elsewhere"]
     assert len(found.pop("digest")) == 64
-    assert found == {"set_aside": 6 - len(kept), "seen_in_training": 2, "seen_in_test": 1, "search_complete": True}
+    assert found == {"excluded": 6 - len(kept), "seen_in_training": 2, "seen_in_test": 1, "search_complete": True}
     rows = read_manifest(extra / "elsewhere")
     assert set(rows["split"]) == {"elsewhere"}
     assert set(zip(rows["class"], rows["label"], strict=True)) == {("real", 0), ("pasted", 1)}

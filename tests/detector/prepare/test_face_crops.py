@@ -57,7 +57,7 @@ def test_every_image_becomes_its_largest_face_and_the_rest_says_why_not(noisy, e
     assert isinstance(found["train/real/none"], NoFace)
 
 
-def test_images_without_a_face_are_set_aside_as_such(noisy, encode, tmp_path):
+def test_images_without_a_face_are_excluded_as_such(noisy, encode, tmp_path):
     places = [
         f"{split}/{kind}/{number}"
         for split in ("train", "validation", "test")
@@ -66,6 +66,6 @@ def test_images_without_a_face_are_set_aside_as_such(noisy, encode, tmp_path):
     ]
     files = {path: encode(noisy(seed, 0 if path.endswith("0") else 255)) for seed, path in enumerate(places)}
     summary = ingest(face_crops(source(files), BrightCorner()), tmp_path, 1024, "drop", np.random.default_rng(0))
-    assert summary["set_aside"]["reasons"]["no face found"]["images"] == 6
+    assert summary["excluded"]["reasons"]["no face found"]["images"] == 6
     assert summary["images"] == 18 and summary["scaled_down"] == 0
     assert summary["sizes"]["width"] == {"min": 39.0, "median": 39.0, "max": 39.0}

@@ -30,8 +30,8 @@ def complete(photo, encode) -> dict[str, bytes]:
     return {path: encode(photo(40, 56, seed), "JPEG") for seed, path in enumerate(places)}
 
 
-def set_aside(folder) -> list[list[str]]:
-    with (folder / "set_aside.csv").open(newline="", encoding="utf-8") as file:
+def excluded(folder) -> list[list[str]]:
+    with (folder / "excluded.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.reader(file))
 
 
@@ -68,7 +68,7 @@ def test_the_summary_counts_what_there_is(complete, memory_source, tmp_path):
     assert summary["digest"] == dataset_digest(read_manifest(tmp_path))
 
 
-def test_broken_images_are_set_aside_with_their_reason(complete, memory_source, tmp_path):
+def test_broken_images_are_excluded_with_their_reason(complete, memory_source, tmp_path):
     whole = complete["train/real/0.jpg"]
     broken = {
         "train/real/empty.jpg": b"",
@@ -78,7 +78,7 @@ def test_broken_images_are_set_aside_with_their_reason(complete, memory_source, 
         "test/real/odd.jpg": OSError("bad checksum"),
     }
     summary = prepare(memory_source(complete | broken), tmp_path)
-    assert set_aside(tmp_path) == [
+    assert excluded(tmp_path) == [
         ["path", "reason"],
         ["test/real/locked.jpg", "cannot be read: Permission denied"],
         ["test/real/odd.jpg", "cannot be read: bad checksum"],
@@ -86,19 +86,19 @@ def test_broken_images_are_set_aside_with_their_reason(complete, memory_source, 
         ["train/fake/text.jpg", "not an image, or of an unknown format"],
         ["train/real/empty.jpg", "empty file"],
     ]
-    assert summary["images"] == 12 and summary["set_aside"]["images"] == 5
-    assert summary["set_aside"]["reasons"]["cut short"] == {"images": 1, "examples": ["train/fake/cut.jpg"]}
+    assert summary["images"] == 12 and summary["excluded"]["images"] == 5
+    assert summary["excluded"]["reasons"]["cut short"] == {"images": 1, "examples": ["train/fake/cut.jpg"]}
     assert not set(broken) & set(read_manifest(tmp_path)["path"])
 
 
 def test_reasons_come_by_frequency_with_a_few_examples(complete, memory_source, tmp_path):
     empty = {f"train/real/empty{i:02d}.jpg": b"" for i in range(EXAMPLES + 5)}
     summary = prepare(memory_source(complete | empty | {"test/real/x.jpg": b"text"}), tmp_path)
-    reasons = summary["set_aside"]["reasons"]
+    reasons = summary["excluded"]["reasons"]
     assert list(reasons) == ["empty file", "not an image, or of an unknown format"]
     assert reasons["empty file"]["images"] == EXAMPLES + 5
     assert reasons["empty file"]["examples"] == sorted(empty)[:EXAMPLES]
-    assert len(set_aside(tmp_path)) == 1 + EXAMPLES + 5 + 1
+    assert len(excluded(tmp_path)) == 1 + EXAMPLES + 5 + 1
 
 
 def test_a_larger_image_is_scaled_down_without_loss_and_any_other_is_left(
@@ -168,7 +168,7 @@ def test_odd_paths_reach_the_manifest(complete, memory_source, tmp_path):
     prepare(memory_source(complete | odd | broken), tmp_path)
     paths = read_manifest(tmp_path)["path"].to_list()
     assert {path.replace("\udce9", r"\udce9") for path in odd} <= set(paths)
-    assert [path for path, _ in set_aside(tmp_path)] == ["path", r"train/fake/caf\udce9.jpg", "train/fake/cr\r.jpg"]
+    assert [path for path, _ in excluded(tmp_path)] == ["path", r"train/fake/caf\udce9.jpg", "train/fake/cr\r.jpg"]
 
 
 def test_the_real_class_has_label_0_whatever_it_is_called(complete, memory_source, tmp_path):
@@ -182,7 +182,7 @@ def test_the_real_class_has_label_0_whatever_it_is_called(complete, memory_sourc
 @pytest.mark.parametrize("kind", ["real", "fake"])
 def test_a_split_without_a_class_is_refused(complete, memory_source, tmp_path, split, kind):
     files = {path: b"" if path.startswith(f"{split}/{kind}/") else data for path, data in complete.items()}
-    message = rf"data\.path: memory has no readable {kind} image in its {split} split \(2 broken ones were set aside\)"
+    message = rf"data\.path: memory has no readable {kind} image in its {split} split \(2 broken ones were excluded\)"
     with pytest.raises(UserError, match=message):
         prepare(memory_source(files), tmp_path)
 
@@ -208,12 +208,12 @@ def test_the_order_in_which_files_come_changes_neither_manifest_nor_digest(
 ):
     files = complete | {f"train/real/empty{i}.jpg": b"" for i in range(3)}
     digest = prepare(memory_source(files), tmp_path)["digest"]
-    paths, aside = read_manifest(tmp_path)["path"].to_list(), set_aside(tmp_path)
+    paths, aside = read_manifest(tmp_path)["path"].to_list(), excluded(tmp_path)
     in_order = memory_source.read
     monkeypatch.setattr(memory_source, "read", lambda *asked: reversed(list(in_order(*asked))))
     assert prepare(memory_source(files), tmp_path)["digest"] == digest
     assert read_manifest(tmp_path)["path"].to_list() == paths == sorted(complete)
-    assert set_aside(tmp_path) == aside
+    assert excluded(tmp_path) == aside
     reader = ShardReader(tmp_path, read_manifest(tmp_path))
     assert [reader.read(i) for i in range(len(reader))] == [complete[path] for path in paths]
 
@@ -277,7 +277,7 @@ def test_the_manifest_can_be_read_by_other_programs(complete, memory_source, tmp
 def test_hundreds_of_leaks_are_one_reason_with_examples_and_partners(complete, memory_source, tmp_path):
     copies = {f"train/real/copy{i:03d}.jpg": complete["test/real/0.jpg"] for i in range(EXAMPLES + 80)}
     summary = prepare(memory_source(complete | copies), tmp_path)
-    assert summary["set_aside"] == {
+    assert summary["excluded"] == {
         "images": len(copies),
         "reasons": {
             "same picture in test": {
@@ -287,7 +287,7 @@ def test_hundreds_of_leaks_are_one_reason_with_examples_and_partners(complete, m
             }
         },
     }
-    assert set_aside(tmp_path)[1] == ["train/real/copy000.jpg", "same picture as test/real/0.jpg in test"]
+    assert excluded(tmp_path)[1] == ["train/real/copy000.jpg", "same picture as test/real/0.jpg in test"]
     assert summary["images"] == len(complete) == len(read_manifest(tmp_path))
 
 
@@ -392,10 +392,10 @@ def test_a_further_test_set_is_stored_under_its_name_with_its_own_classes(foreig
         ["phones", "gan", 1, "7"],
         ["phones", "swap", 1, ""],
     ]
-    assert {file.name for file in tmp_path.iterdir()} == {"manifest.csv", "set_aside.csv", "phones-00000.tfrecord"}
+    assert {file.name for file in tmp_path.iterdir()} == {"manifest.csv", "excluded.csv", "phones-00000.tfrecord"}
     assert len(list(ShardReader(tmp_path, manifest).images())) == 4
     assert summary["counts"] == {"camera": 2, "gan": 1, "swap": 1} and summary["groups"] == 4
-    assert summary["seen_in_training"] == 0 and summary["set_aside"]["images"] == 0
+    assert summary["seen_in_training"] == 0 and summary["excluded"]["images"] == 0
     assert summary["digest"] == dataset_digest(manifest)
     assert json.loads(json.dumps(summary))
 
@@ -412,7 +412,7 @@ def test_what_was_seen_in_training_is_counted_and_dropped_or_not(
     summary = ingest_test_set(foreign(seen | tested), tmp_path, "phones", 1024, trained, policy)
     assert (summary["seen_in_training"], summary["seen_in_test"]) == (2, 1)
     assert summary["images"] == len(read_manifest(tmp_path)) == left + (policy == "report")
-    assert set_aside(tmp_path)[1:] == (
+    assert excluded(tmp_path)[1:] == (
         [
             ["test/camera/exact.jpg", "same picture as train/real/0.jpg in train"],
             ["test/camera/tested.jpg", "same picture as test/real/0.jpg in test"],
@@ -424,12 +424,12 @@ def test_what_was_seen_in_training_is_counted_and_dropped_or_not(
 
 
 @pytest.mark.parametrize("policy", ["drop", "report"])
-def test_broken_and_doubtful_images_of_a_further_test_set_are_set_aside(foreign, trained, tmp_path, policy):
+def test_broken_and_doubtful_images_of_a_further_test_set_are_excluded(foreign, trained, tmp_path, policy):
     whole = foreign().files["test/camera/a.jpg"]
     more = {"test/gan/a.jpg": whole, "test/swap/odd.jpg": b"no image"}
     summary = ingest_test_set(foreign(more), tmp_path, "phones", 1024, trained, policy)
     assert summary["images"] == 3 and summary["seen_in_training"] == 0
-    assert set_aside(tmp_path)[1:] == [
+    assert excluded(tmp_path)[1:] == [
         ["test/camera/a.jpg", "same picture as test/gan/a.jpg under another label"],
         ["test/gan/a.jpg", "same picture as test/camera/a.jpg under another label"],
         ["test/swap/odd.jpg", "not an image, or of an unknown format"],

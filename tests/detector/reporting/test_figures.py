@@ -375,13 +375,27 @@ def test_risk_coverage_of_degenerate_data(operating, risk):
     draw_small(figures.risk_coverage(np.linspace(0.5, 1, len(risk)), risk, operating))
 
 
-def ladder_rows(arms=("generic", "matched"), corruptions=4):
-    rows = [{"name": "none", "family": "none", "arm": arms[0], "severity": 0, "auc": 0.98, "accuracy": 0.93}]
-    for arm in arms:
+def ladder_rows(corruption_sets=("generic", "matched"), corruptions=4):
+    rows = [
+        {
+            "name": "none",
+            "family": "none",
+            "corruption_set": corruption_sets[0],
+            "severity": 0,
+            "auc": 0.98,
+            "accuracy": 0.93,
+        }
+    ]
+    for corruption_set in corruption_sets:
         for i in range(corruptions):
             for severity in range(1, 6):
-                auc = 0.98 - (0.02 if arm == "generic" else 0.04) * severity - i / 500
-                row = {"name": f"{arm}_{i}", "family": f"family {i // 3}", "arm": arm, "severity": severity}
+                auc = 0.98 - (0.02 if corruption_set == "generic" else 0.04) * severity - i / 500
+                row = {
+                    "name": f"{corruption_set}_{i}",
+                    "family": f"family {i // 3}",
+                    "corruption_set": corruption_set,
+                    "severity": severity,
+                }
                 rows.append({**row, "auc": auc, "accuracy": auc - 0.1})
     return rows
 

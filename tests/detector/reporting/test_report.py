@@ -84,7 +84,7 @@ def inputs(evaluation: dict | None = None, **more) -> dict:
         "groups": {name: sum(of.values()) // 2 for name, of in counts.items()},
         "sizes": {side: {"min": 64.0, "median": 128.0, "max": 256.0} for side in ("width", "height", "bytes")},
         "scaled_down": 0,
-        "set_aside": {"images": 2, "reasons": {"truncated": {"images": 2, "examples": ["a.jpg", "b.jpg"]}}},
+        "excluded": {"images": 2, "reasons": {"truncated": {"images": 2, "examples": ["a.jpg", "b.jpg"]}}},
         "digest": "c8cce1c5" * 8,
         "duplicates": {
             "images": 1240,
@@ -92,7 +92,7 @@ def inputs(evaluation: dict | None = None, **more) -> dict:
             "leaks": {"train / test": {"exact": 2, "near": 3, "across_classes": 0}},
             "between_test_sets": {},
             "within_splits": {},
-            "set_aside": {},
+            "excluded": {},
             "dropped": {"train": 5},
         },
         "shortcuts": {
@@ -110,7 +110,7 @@ def inputs(evaluation: dict | None = None, **more) -> dict:
         "stress": None,
         "by_attribute": None,
         "pictures": {},
-        "run": {"commit": "9eb9192", "mlflow_run": "b6d1", "evaluate.max_false_accusation_rate": 0.1, "seed": 42},
+        "run": {"commit": "9eb9192", "mlflow_run": "b6d1", "evaluate.max_false_positive_rate": 0.1, "seed": 42},
         **more,
     }
 
@@ -121,11 +121,13 @@ def in_format(low: float | None, high: float | None, auc: tuple[float, float] = 
     return {
         "accuracy": 0.615,
         "auc": sum(auc) / 2,
-        "false_accusation_rate": 0.1,
-        "missed_fake_rate": 0.3,
+        "false_positive_rate": 0.1,
+        "false_negative_rate": 0.3,
         "intervals": {
             "auc": {"low": auc[0], "high": auc[1]},
-            **{name: {"low": 0.05, "high": 0.71} for name in ("accuracy", "false_accusation_rate", "missed_fake_rate")},
+            **{
+                name: {"low": 0.05, "high": 0.71} for name in ("accuracy", "false_positive_rate", "false_negative_rate")
+            },
         },
         "auc_difference": {"difference": difference, "low": low, "high": high} | more,
     }
@@ -141,16 +143,18 @@ def ladder() -> pd.DataFrame:
     rows = [("undamaged", "", "", 0, 40, 0.97, 0.9)]
     rows += [("jpeg", "jpeg", "generic", k, 40, 0.95 - 0.01 * k, 0.8) for k in range(1, 6)]
     rows += [("motion_blur", "blur", "matched", k, 40, 0.9 - 0.1 * k, 0.7) for k in range(1, 6)]
-    return pd.DataFrame(rows, columns=["name", "family", "arm", "severity", "n", "auc", "accuracy"])
+    return pd.DataFrame(rows, columns=["name", "family", "corruption_set", "severity", "n", "auc", "accuracy"])
 
 
-STRESS = {"images": 40} | {arm: {"auc": 0.9, "accuracy": 0.8} for arm in ("undamaged", "generic", "matched")}
+STRESS = {"images": 40} | {
+    corruption_set: {"auc": 0.9, "accuracy": 0.8} for corruption_set in ("undamaged", "generic", "matched")
+}
 
 
 def attribute_row(value: str, n: int, **more) -> dict:
     row = {"set": "test", "attribute": "method", "value": value, "n": n, "n_real": 0, "n_fake": n, "accuracy": 0.8}
     row |= {"accuracy_low": 0.6, "accuracy_high": 0.9} | dict.fromkeys(
-        ("auc", "auc_vs_other_class", "false_accusation_rate", "missed_fake_rate")
+        ("auc", "auc_vs_other_class", "false_positive_rate", "false_negative_rate")
     )
     return row | more
 
@@ -274,7 +278,7 @@ def test_names_from_outside_are_shown_and_never_read_as_html(picture):
     extra = set_metrics(40, 20, 4, 3, seen_in_training=2)
     given_ = inputs({"test": set_metrics(60, 60, 3, 3, stress=STRESS), HOSTILE: extra}, stress=ladder())
     given_["data"]["source"] = given_["train"]["weights_note"] = given_["run"]["data.path"] = HOSTILE
-    given_["data"]["set_aside"]["reasons"] = {HOSTILE: {"images": 2, "examples": [HOSTILE]}}
+    given_["data"]["excluded"]["reasons"] = {HOSTILE: {"images": 2, "examples": [HOSTILE]}}
     given_["data"]["shortcuts"]["warnings"] = [HOSTILE]
     given_["data"]["classes"] = [HOSTILE, "fake"]
     given_["by_attribute"] = pd.DataFrame([attribute_row(HOSTILE, 20) | {"set": HOSTILE, "attribute": HOSTILE}])
@@ -305,7 +309,7 @@ def test_the_verdict_says_the_numbers_with_their_intervals():
     def interval(m: dict, key: str) -> str:
         return f"95 % interval {m['intervals'][key]['low'] * 100:.1f} to {m['intervals'][key]['high'] * 100:.1f} %"
 
-    accused = interval(test, "false_accusation_rate")
+    accused = interval(test, "false_positive_rate")
     assert f"called 181 of 200 images right (90.5 %, {interval(test, 'accuracy')})" in text
     assert f"1 in 20 real images was called fake (5 of 100; 5.0 %, {accused})" in text
     right = f"it called 129 of 200 images right (64.5 %, {interval(perturbed, 'accuracy')})"
@@ -506,7 +510,7 @@ def limits(**more) -> str:
 def test_limits_follow_from_the_numbers():
     said = limits()
     for head in (
-        "Few images", "Rare accusations", "Wide intervals", "The bound on false accusations", "Shortcuts",
+        "Few images", "Rare accusations", "Wide intervals", "The bound on false positives", "Shortcuts",
         "Drawn faces",
         "Transfer unknown", "Robustness unknown", "Groups of people", "Random initial weights", "One training",
     ):  # fmt: skip
@@ -572,10 +576,10 @@ def test_a_limit_of_the_groups(groups, said):
 
 
 def test_a_threshold_set_by_hand_is_not_called_chosen():
-    run = {"evaluate.threshold": 0.5, "evaluate.max_false_accusation_rate": 0.1}
+    run = {"evaluate.threshold": 0.5, "evaluate.max_false_positive_rate": 0.1}
     text = Page(render(**inputs(run=run))).text
     assert "Threshold 0.500: set by hand" in text and "A threshold set by hand" in text
-    assert "The bound on false accusations" not in text
+    assert "The bound on false positives" not in text
 
 
 def test_private_data_show_no_image():

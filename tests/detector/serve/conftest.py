@@ -84,7 +84,7 @@ def card_only(tmp_path_factory):
             "data_digest": "ab" * 32}  # fmt: skip
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(CARD, json.dumps(card))
-    figures = {"n": 200, "n_real": 100, "n_fake": 100, "false_accusation_rate": 0.08, "missed_fake_rate": 0.2}
+    figures = {"n": 200, "n_real": 100, "n_fake": 100, "false_positive_rate": 0.08, "false_negative_rate": 0.2}
     save_calibration(Calibration(1.0, 0.5, (0.4, 0.6)), path, figures)
     return path
 

@@ -461,7 +461,7 @@ def test_the_document_names_every_code(live):
 def test_the_model_says_what_its_scores_mean(live):
     model = live.get("/v1/model").json()
     assert (model["threshold"], model["unsure"]) == (0.5, [0.4, 0.6])
-    assert model["chosen_on"]["false_accusation_rate"] == 0.08
+    assert model["chosen_on"]["false_positive_rate"] == 0.08
     assert model["model"] == hashlib.sha256(live.service.model.read_bytes()).hexdigest()
 
 

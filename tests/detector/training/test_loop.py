@@ -13,7 +13,7 @@ from detector.errors import UserError
 from detector.models.backend import keras, make_deterministic
 from detector.params import ProgressiveParams, load_params
 from detector.training.checkpoint import Checkpoint, fingerprint
-from detector.training.loop import Split, best_epoch, epochs_since_best, example, image_weights, phase, train
+from detector.training.loop import Split, best_epoch, epochs_since_best, example, phase, sample_weights, train
 from detector.training.optimizer import plateau_learning_rate
 
 SIZE = 16
@@ -119,14 +119,14 @@ def test_more_than_two_classes_are_learnt_by_a_softmax(tmp_path):
 
 def test_class_weights_make_each_class_count_alike_in_the_loss():
     labels = np.array([0, 0, 0, 1, 1, 2])
-    weights = image_weights(labels, "balanced")
+    weights = sample_weights(labels, "balanced")
     assert weights.mean() == pytest.approx(1)
     np.testing.assert_allclose([weights[labels == k].sum() for k in range(3)], 2)
-    np.testing.assert_allclose(image_weights(labels, "auto"), weights)
-    assert image_weights(labels, "none") is None
-    assert image_weights(labels[:5], "auto") is None
-    np.testing.assert_allclose(image_weights(labels[:5], "balanced"), [5 / 6] * 3 + [5 / 4] * 2)
-    assert image_weights(labels[1:5], "balanced") is None
+    np.testing.assert_allclose(sample_weights(labels, "auto"), weights)
+    assert sample_weights(labels, "none") is None
+    assert sample_weights(labels[:5], "auto") is None
+    np.testing.assert_allclose(sample_weights(labels[:5], "balanced"), [5 / 6] * 3 + [5 / 4] * 2)
+    assert sample_weights(labels[1:5], "balanced") is None
 
 
 @pytest.mark.parametrize("stop_after", [1, 3])
@@ -626,7 +626,7 @@ def test_a_cosine_runs_to_its_end(tmp_path):
 def test_classes_count_alike_as_often_as_they_are_drawn():
     labels = np.array([0, 0, 0, 1, 1, 2])
     frequency = np.array([1, 1, 1, 3, 3, 0.5])
-    weights = image_weights(labels, "balanced", frequency)
+    weights = sample_weights(labels, "balanced", frequency)
     mass = [float((weights * frequency)[labels == kind].sum()) for kind in range(3)]
     assert mass == pytest.approx([mass[0]] * 3)
     assert (weights * frequency).sum() / frequency.sum() == pytest.approx(1)
