@@ -102,9 +102,7 @@ def through_jpeg(image: Image, quality: int, sampling: int) -> Image:
 def _families(corruption_sets: tuple[CorruptionSet, ...]) -> list[list[str]]:
     known = sorted({c.corruption_set for c in CORRUPTIONS.values()})
     if not corruption_sets or not set(corruption_sets) <= set(known):
-        raise UserError(
-            f"the corruption sets of a perturbation are {' and '.join(known)}, not {', '.join(corruption_sets) or 'none'}"
-        )
+        raise UserError(f"corruption sets are {' and '.join(known)}, not {', '.join(corruption_sets) or 'none'}")
     families: dict[str, list[str]] = {}
     for c in CORRUPTIONS.values():
         if c.corruption_set in corruption_sets:
