@@ -7,6 +7,7 @@ from detector.calibration import read_calibration
 from detector.data.ingest import replaced_folder
 from detector.data.shards import read_manifest, test_sets
 from detector.errors import UserError, exit_on_user_error
+from detector.model.export import CONVERTED
 from detector.params import flatten, load_params
 from detector.paths import (
     BY_ATTRIBUTE,
@@ -61,9 +62,10 @@ def main() -> None:
     drawn = {file.stem: file for file in sorted(PLOTS.iterdir())}
     run_id, train = read_text(EVALUATION_RUN), read_json(TRAIN_SUMMARY)
     used = flatten(params)
-    if converted := train.get("file"):
+    if train["weights"] == CONVERTED:
         used = {key: value for key, value in used.items() if not key.startswith(("model.", "augment.", "train."))}
-    origin = {**tracking.origin(), "mlflow_run": run_id, "converted": converted, **used}
+        used |= {"converted": train["file"], "converted_by": train["command"]}
+    origin = {**tracking.origin(), "mlflow_run": run_id, **used}
     page = report.render(data, train, read_json(CALIBRATION), evaluation, ladder, attributes, drawn, origin)
     REPORT.write_text(page, encoding="utf-8")
     tracking.log_artifacts(run_id, {PLOTS: "plots", REPORT: "metrics"})
