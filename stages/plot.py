@@ -6,6 +6,7 @@ from detector.data.shards import read_manifest, test_sets
 from detector.errors import UserError, exit_on_user_error
 from detector.evaluation.calibration import read_calibration
 from detector.files import read_heatmaps, read_json, read_table, read_text, replaced_folder
+from detector.models.file import CONVERTED
 from detector.params import flatten, load_params
 from detector.paths import (
     BY_ATTRIBUTE,
@@ -61,9 +62,10 @@ def main() -> None:
     drawn = {file.stem: file for file in sorted(PLOTS.iterdir())}
     run_id, train = read_text(EVALUATION_RUN), read_json(TRAIN_SUMMARY)
     used = flatten(params)
-    if converted := train.get("file"):
+    if train["weights"] == CONVERTED:
         used = {key: value for key, value in used.items() if not key.startswith(("model.", "augment.", "train."))}
-    origin = {**runs.origin(), "mlflow_run": run_id, "converted": converted, **used}
+        used |= {"converted": train["file"], "converted_by": train["command"]}
+    origin = {**runs.origin(), "mlflow_run": run_id, **used}
     page = report.render(data, train, read_json(CALIBRATION), evaluation, ladder, attributes, drawn, origin)
     REPORT.write_text(page, encoding="utf-8")
     runs.log_artifacts(run_id, {PLOTS: "plots", REPORT: "metrics"})

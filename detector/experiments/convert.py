@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import os
 import re
+import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import numpy as np
 from detector.errors import UserError
 from detector.evaluation.calibration import UNCALIBRATED, read_calibration, save_calibration
 from detector.files import write_json
-from detector.models.file import ModelCard, save_model
+from detector.models.file import CONVERTED, ModelCard, save_model
 from detector.paths import HISTORY, MODEL, PREPARED, TRAIN_SUMMARY, TRAINING_RUN, project_root
 
 AGREEMENT = 1e-5  # P(fake) of the converted model against the file's own
@@ -91,7 +92,7 @@ def main() -> None:
     if arguments.output:
         print(f"Not calibrated: called fake from 0.5 on. Use it with --model {output}")
         return
-    run_id = enter(arguments.file, card)
+    run_id = enter(arguments.file, card, shlex.join(["convert", *sys.argv[1:]]))
     print(f"Not calibrated yet: called fake from 0.5 on. MLflow run {run_id}")
     print(f"Next: {'' if PREPARED.is_dir() else 'dvc repro prepare && '}dvc repro -s evaluate plot")
 
@@ -131,11 +132,13 @@ def check_output(output: Path) -> None:
         raise UserError(f"--output: {output} is no file; name another")
     if output != MODEL and output.with_name("calibration.json").exists():
         try:
-            read_calibration(output)
+            calibrated = output.exists() and read_calibration(output)
         except UserError:
+            calibrated = None
+        if not calibrated:
             raise UserError(
                 f"--output: {output.parent} holds the calibration of another model; name a file in a folder of its own"
-            ) from None
+            )
 
 
 def convert(
@@ -167,7 +170,7 @@ def convert(
         raise UserError(f"{file}: {error}" if not str(error).startswith("--") else str(error)) from None
     size = network.input_shape[1]
     trained_on = f"data that are not known here (converted from {file.name})"
-    card = ModelCard(order, size, network.name, "converted", "", trained_on)
+    card = ModelCard(order, size, network.name, CONVERTED, "", trained_on)
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:
         part = Path(folder) / output.name
         save_model(network, card, part)
@@ -198,10 +201,11 @@ def sample_images(size: int) -> np.ndarray:
     return np.concatenate([plain, soft, rng.integers(0, 256, (2, size, size, 3), np.uint8)])
 
 
-def enter(file: Path, card: ModelCard) -> str:
-    """Put the converted model at `MODEL` where `train` puts its own, as an MLflow run; the run's id.
+def enter(file: Path, card: ModelCard, command: str) -> str:
+    """Say of the model at `MODEL`, converted from `file` by `command`, what `train` says of its own.
 
-    The same model is not entered twice.
+    Returns:
+        The id of its MLflow run; the same model has one alone.
     """
     from detector.tracking import runs  # seconds
 
@@ -221,7 +225,8 @@ def enter(file: Path, card: ModelCard) -> str:
         TRAINING_RUN.write_text(run_id + "\n")
         HISTORY.parent.mkdir(exist_ok=True)
         HISTORY.write_text(HISTORY_COLUMNS + "\n")  # there was no training here
-        write_json(TRAIN_SUMMARY, {"weights": card.weights, "file": file.name, "sha256": digests["converted.sha256"]})
+        about = {"weights": card.weights, "file": file.name, "sha256": digests["converted.sha256"], "command": command}
+        write_json(TRAIN_SUMMARY, about)
         runs.log_artifacts(run_id, {TRAIN_SUMMARY: "metrics"})
     return run_id
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import keras
 
 DRAWN_SAMPLE = "the drawn sample"  # how the project's own data set is called
+CONVERTED = "converted"  # in the place of the initial weights of a model that somebody else trained
 CARD = "detector.json"  # Keras ignores members that it does not know
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can state
 
@@ -26,7 +27,7 @@ class ModelCard:
         classes: class names in the order of the labels; the first is the real one, so P(fake) = 1 - P(classes[0]).
         image_size: side of the input in pixels.
         backbone: key of `detector.models.backbones.BACKBONES`, or what the author of a converted model calls it.
-        weights: what training started from (imagenet, random, file), or converted.
+        weights: what training started from (imagenet, random, file), or `CONVERTED`.
         data_digest: SHA-256 of the training data (`detector.data.shards.dataset_digest`), "" where they are not known.
         trained_on: what that was, in words ("the drawn sample", "folder faces", ...); "" where it is not known.
     """

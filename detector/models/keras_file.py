@@ -472,4 +472,6 @@ def _backbone(model: "keras.Model") -> str:
     named = max(within, key=lambda layer: layer.count_params(), default=model)
     if any(layer.name == BACKBONES["xception"].last_conv for layer in named.layers):
         return "xception"  # built into another model it has lost its name
+    if re.fullmatch(r"(functional|model|sequential)(_\d+)?", named.name):  # by Keras
+        return "unnamed"
     return re.sub(r"[^\w.-]", "_", named.name)

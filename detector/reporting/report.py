@@ -25,7 +25,8 @@ from detector.evaluation.bootstrap import FEW_GROUPS
 from detector.models.file import DRAWN_SAMPLE
 
 UNDEFINED = "not defined"
-ABOUT_RUN = ("commit", "uncommitted", "experiment", "mlflow_run")  # of `run`; its other keys are parameters
+# Of `run`; its other keys are parameters. A converted model has its file's name and the command that converted it.
+ABOUT_RUN = ("commit", "uncommitted", "experiment", "mlflow_run", "converted", "converted_by")
 COUNTED = {  # the metrics that are a share of images
     "accuracy": "images called right",
     "false_positive_rate": "real images called fake",
@@ -278,7 +279,9 @@ def _webp(image: Image.Image, **options) -> bytes:
 def _byline(data: Mapping, run: Mapping) -> list[str]:
     known = {"commit": run.get("commit"), "MLflow run": run.get("mlflow_run"), "data": data["digest"][:12]}
     return [
-        f"Evaluation of a detector trained on {data['source']}.",
+        f"Evaluation of a detector converted from {run['converted']}, on {data['source']}."
+        if run.get("converted")
+        else f"Evaluation of a detector trained on {data['source']}.",
         " · ".join(f"{name} {value}" for name, value in known.items() if value),
     ]
 
@@ -436,9 +439,11 @@ def _band_in_words(calibration: Mapping) -> str:
 
 def _tested(data: Mapping, evaluation: Mapping, album: _Album, run: Mapping) -> list[Block]:
     counts, classes, source = data["counts"], data["classes"], data["source"]
+    judged = "The detector learns from train, is chosen by validation, and is judged by the test sets. "
+    if run.get("converted"):
+        judged = "The detector was trained elsewhere; it is calibrated by validation, and judged by the test sets. "
     said = (
-        f"The data come from {source}: {_count(data['images'], 'image')} in {_count(len(counts), 'part')}. "
-        "The detector learns from train, is chosen by validation, and is judged by the test sets. "
+        f"The data come from {source}: {_count(data['images'], 'image')} in {_count(len(counts), 'part')}. {judged}"
         "A group is the images that share a source (a person, a photo, a video)."
     )
     if source == DRAWN_SAMPLE and "test_perturbed" in counts:
@@ -464,6 +469,8 @@ def _tested(data: Mapping, evaluation: Mapping, album: _Album, run: Mapping) -> 
                 + (
                     "Some of their images were trained or chosen on."
                     if scored
+                    else "Nothing was chosen on them."
+                    if run.get("converted")
                     else "Nothing was trained or chosen on them."
                 )
             ),
@@ -490,7 +497,8 @@ def _how_new(metrics: Mapping, run: Mapping) -> str:
     seen = _trained_on(metrics, run)
     if seen:
         return f"{_count(seen, 'image')} of it trained or chosen on"
-    return "never trained on" if metrics.get("search_complete", True) else "not knowingly trained on"
+    known = metrics.get("search_complete", True) and not run.get("converted")
+    return "never trained on" if known else "not knowingly trained on"
 
 
 def _trained_on(metrics: Mapping, run: Mapping) -> int:
@@ -589,8 +597,14 @@ def _shortcuts(found: Mapping | None) -> list[Block]:
 
 
 def _choices(train: Mapping, calibration: Mapping, album: _Album, run: Mapping) -> list[Block]:
-    best, epochs = train["best"], train["epochs"]
+    best, epochs = train.get("best", {}), train.get("epochs", 0)
     on_best = f"accuracy {_percent(best.get('val_accuracy'))}, AUC {_decimal(best.get('val_auc'))}"
+    kept = (
+        f"of {_count(epochs, 'epoch')}, number {best['epoch']} was kept, the one with the lowest validation loss "
+        f"({_decimal(best.get('val_loss'))}; {on_best}). Initial weights: {train['weights']}."
+        if best
+        else f"trained elsewhere, converted from {run.get('converted')}; how it was chosen is not known."
+    )
     limit, target = _parameter(run, "evaluate.max_false_positive_rate"), _parameter(run, "evaluate.target_error")
     how = "set by hand in the parameters"
     if _chooses_threshold(run):
@@ -613,12 +627,11 @@ def _choices(train: Mapping, calibration: Mapping, album: _Album, run: Mapping) 
     return [
         Text(
             "What the pipeline chooses, it chooses by training and validation images, before it scores a test image: "
-            f"the model, {chosen}."
+            f"{'the model, ' if best else ''}{chosen}."
         ),
         Points(
             [
-                f"Model: of {_count(epochs, 'epoch')}, number {best['epoch']} was kept, the one with the lowest "
-                f"validation loss ({_decimal(best.get('val_loss'))}; {on_best}). Initial weights: {train['weights']}.",
+                f"Model: {kept}",
                 f"Temperature {_decimal(calibration['temperature'])}: the scores' logits are divided by it, so that "
                 "P(fake) fits how often images are fake. 1 changes nothing, more makes the detector less sure.",
                 f"Threshold {_decimal(calibration['threshold'])}: {how}.",
@@ -1307,7 +1320,13 @@ def _limits_of_scope(
     if train["weights"] == "random":
         reason = f" Why: {train['weights_note']}." if train.get("weights_note") else ""
         yield "Random initial weights", f"Training began from nothing, not from weights learnt elsewhere.{reason}"
-    yield "One training", "One model, trained once from one seed: how much another seed changes was not measured."
+    if run.get("converted"):
+        yield (
+            "Trained elsewhere",
+            "What it was trained on is not known here. If test images were among it, the figures flatter.",
+        )
+    else:
+        yield "One training", "One model, trained once from one seed: how much another seed changes was not measured."
     if not _chooses_threshold(run):
         yield "A threshold set by hand", "Whether figures of test images played a part in it is not recorded."
     yield (
@@ -1323,7 +1342,11 @@ def _again(data: Mapping, calibration: Mapping, run: Mapping) -> list[Block]:
         commands = [f"dvc exp apply {run['experiment']}"]
     elif run.get("uncommitted"):
         commands.append("# there were uncommitted changes: set the parameters below in params.yaml")
+    repeat = ["dvc repro"]
+    if run.get("converted"):
+        repeat = [f"python -m detector {run['converted_by']}", "dvc repro -s evaluate plot"]
     about = {
+        "Converted from": run.get("converted"),
         "Commit": run.get("commit")
         and f"{run['commit']}{' with uncommitted changes' if run.get('uncommitted') else ''}",
         "DVC experiment": run.get("experiment"),
@@ -1339,7 +1362,7 @@ def _again(data: Mapping, calibration: Mapping, run: Mapping) -> list[Block]:
             "From the project's root, in its environment and with the same data in place. The same commit, "
             "parameters, data and machine give the same figures. They are in the CSV and JSON files under metrics/."
         ),
-        Code("\n".join([*commands, "dvc repro"])),
+        Code("\n".join([*commands, *repeat])),
         Table("What this page is about", ["Item", "Value"], rows, words=True),
         *([More("All parameters", [table])] if params else []),
     ]

@@ -149,11 +149,15 @@ def test_an_output_that_is_not_there_is_refused(classes, output):
         grad_cam(network(classes), spots(0), output)
 
 
-def test_an_unknown_backbone_needs_a_layer():
-    model = network(name="mine")
-    with pytest.raises(UserError, match="mine is no backbone"):
-        grad_cam(model, spots(0))
-    assert grad_cam(model, spots(0), layer="sum").max() == 1
+def test_a_network_of_any_name_is_explained_where_all_of_it_passes_through():
+    np.testing.assert_array_equal(grad_cam(network(name="mine"), spots(0)), grad_cam(network(), spots(0)))
+
+
+def test_a_network_without_maps_is_explained_at_its_input():
+    image = keras.Input((SIZE, SIZE, 3), name="image")
+    x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255, name="scaling")(image))
+    model = keras.Model(image, keras.layers.Dense(1, "sigmoid", kernel_initializer="ones")(x), name="flat")
+    assert share_in_the_blob(grad_cam(model, spots(0)))[0] > 5 * CHANCE
 
 
 # ---- a network that has learned something --------------------------------------------------------------------
