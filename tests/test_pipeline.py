@@ -21,13 +21,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = {
-    "data": {"sample": {"train": 48, "validation": 16, "test": 16, "size": 80}},
-    "model": {"image_size": 71, "weights": "none"},
-    "train": {"epochs": 2, "batch_size": 16},
-    "evaluate": {"bootstrap": 100, "stress_images": 0},
-    "plot": {"grid_images": 4},
-}
+SMALL = yaml.safe_load((ROOT / "recipes" / "quick.yaml").read_text())
 
 
 def merged(base: dict, change: dict) -> dict:
@@ -291,6 +285,38 @@ def test_queued_experiments_are_runs_in_the_one_store(trained):
     assert not (trained.folder / ".dvc/tmp/exps/mlruns").exists()
 
 
+def test_a_recipe_runs_through_and_leaves_params_yaml_alone(trained):
+    shutil.copy(ROOT / "params.yaml", trained.folder)  # the defaults
+    trained.run("git", "commit", "-q", "-a", "-m", "defaults")
+    output = trained.run("python", "-m", "detector.recipes", "quick", "--set", "train.epochs=1", "seed=3").stdout
+    assert "recipe quick is experiment quick; its results are in the workspace" in output
+    assert (trained.folder / "params.yaml").read_text() == (ROOT / "params.yaml").read_text()
+    changed = trained.run("git", "status", "--porcelain").stdout.split()[1::2]
+    assert changed and all(name == "dvc.lock" or name.startswith("metrics/") for name in changed)
+    (run,) = (run for run in trained.runs() if run.info.run_name == "quick")
+    assert (trained.folder / "models/run_id").read_text().strip() == run.info.run_id
+    assert (run.data.params["seed"], run.data.params["train.epochs"]) == ("3", "1")
+    assert run.data.metrics["test.auc"] == pytest.approx(trained.read("metrics/evaluate.json")["test"]["auc"])
+    assert run.data.tags["machine"]
+    for place in ("models/model.keras", "models/calibration.json", "metrics/report.html", "metrics/plots/roc.png"):
+        assert (trained.folder / place).stat().st_size > 0, place
+    applied = trained.run("dvc", "exp", "apply", "quick").stdout
+    assert "applied" in applied and "seed: 3" in (trained.folder / "params.yaml").read_text()
+    assert trained.run("dvc", "status").stdout.strip() == "Data and pipelines are up to date."
+    trained.run("git", "checkout", "-q", ".")
+    trained.set_params({})
+
+
+def test_a_recipe_that_fails_leaves_the_workspace_alone(trained):
+    trained.run("git", "commit", "-q", "-a", "-m", "small again")
+    image_tree(trained.folder / "one class", {"Train/Real": 4})
+    done = trained.run("python", "-m", "detector.recipes", "quick", "--data", "one class", check=False)
+    assert done.returncode == 2 and "error: data.path" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("error: recipe quick was not run to its end")
+    assert trained.run("git", "status", "--porcelain", "-uno").stdout == ""
+    shutil.rmtree(trained.folder / "one class")
+
+
 def test_a_killed_training_goes_on_in_the_same_run(trained):
     before = {run.info.run_id for run in trained.runs()}
     trained.set_params({"train": {"epochs": 3}, "seed": 7})
@@ -494,5 +520,5 @@ def test_light_modules_do_not_import_tensorflow(module):
 
 def test_make_help_lists_the_targets():
     output = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for target in ("repro", "test", "ui", "lint"):
+    for target in ("repro", "recipe", "test", "ui", "lint"):
         assert re.search(rf"^  make {target}\s+\w", output, re.M)

@@ -326,9 +326,10 @@ def drawn(table: dict[str, dict], row: str) -> Figure:
     known = {
         "lowest validation loss": Line2D([], [], marker="o", linestyle="", color="tab:orange"),
         "the other rows": Line2D([], [], marker="o", linestyle="", color="tab:blue"),
-        "95 % interval": Line2D([], [], color="0.6", linewidth=3),
         f"AUC of {rows[0]}": Line2D([], [], color="0.8", linewidth=1),
     }
+    if any(table[row]["test_sets"][name]["auc"]["low"] is not None for row in rows for name in names):
+        known["95 % interval"] = Line2D([], [], color="0.6", linewidth=3)
     figure.legend(known.values(), known.keys(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 

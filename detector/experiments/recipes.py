@@ -10,6 +10,7 @@ project may be edited meanwhile. What it gave is brought into the workspace when
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -97,9 +98,7 @@ def resolve(name: str, data: Sequence[str] = (), settings: Sequence[str] = ()) -
         if part:
             params = check_params(changed(raw, changes), origin)
     if params.data.source == "sample" and "data.source" not in changes:
-        raise UserError(
-            f"recipe {name} is for photographs; name a folder, an archive or kaggle with --data (make: DATA=)"
-        )
+        raise UserError(f"recipe {name} needs photographs: name a folder, an archive or kaggle by --data (make: DATA=)")
     _look_for_files(params, "--data" if data else "data.path")
     return changes
 
@@ -160,7 +159,8 @@ def _hydra(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ",".join(map(_hydra, value)) + "]"
     if isinstance(value, str):
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        # A backslash is doubled before a quotation mark alone, the closing one included.
+        return "'" + re.sub(r"(\\*)'", r"\1\1\'", value) + re.search(r"\\*$", value)[0] + "'"
     return json.dumps(value)
 
 

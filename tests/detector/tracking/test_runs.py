@@ -87,6 +87,30 @@ def test_experiment_name_and_origin(folder, monkeypatch):
     assert run.data.tags["dvc.experiment"] == "tidy-fern"
 
 
+@pytest.mark.parametrize(
+    ("cpuinfo", "cards", "said"),
+    [
+        (
+            "model name\t: AMD EPYC 7763\nflags\t\t: fpu avx avx2\n\nmodel name\t: AMD EPYC 7763\n",
+            0,
+            "AMD EPYC 7763 (AVX2)",
+        ),
+        ("model name : X\nflags : avx2 avx512f avx512_bf16", 2, "X (AVX-512 with bfloat16), NVIDIA H100, NVIDIA H100"),
+        ("processor : 0\nFeatures : fp asimd", 0, "(NEON)"),
+        (None, 0, ""),
+    ],
+)
+def test_the_machine_in_words(tmp_path, cpuinfo, cards, said):
+    if cpuinfo:
+        (tmp_path / "cpuinfo").write_text(cpuinfo)
+    for number in range(cards):
+        folder = tmp_path / "driver/nvidia/gpus" / str(number)
+        folder.mkdir(parents=True)
+        (folder / "information").write_text("Model: \t\t NVIDIA H100\nIRQ:   37\n")
+    found = tracking.machine(tmp_path)
+    assert found.endswith(said) and found
+
+
 def test_only_a_change_of_the_code_is_uncommitted_not_what_a_run_writes(tmp_path, monkeypatch):
     def git(*arguments: str) -> None:
         who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
