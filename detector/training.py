@@ -104,7 +104,7 @@ def train(
             break
         started = time.perf_counter()
         if epoch in (1, settings.head_epochs + 1):
-            _begin_phase(model, settings, steps, head_alone=epoch <= settings.head_epochs)
+            begin_phase(model, settings, steps, head_alone=epoch <= settings.head_epochs)
         if settings.schedule == "plateau" and epoch > settings.head_epochs:
             model.optimizer.learning_rate.assign(plateau_learning_rate(history[settings.head_epochs :], settings))
         _seed_dropout(model, params.seed, epoch)
@@ -202,7 +202,7 @@ def source_shares(training: Split, validation: Split, weights: dict[str, float] 
     return {name: weight / total for name, weight in weights.items()}
 
 
-def _begin_phase(model: "keras.Model", params: TrainParams, steps: int, head_alone: bool) -> None:
+def begin_phase(model: "keras.Model", params: TrainParams, steps: int, head_alone: bool) -> None:
     """Say which layers learn, and compile; `steps` are those of an epoch."""
     if params.head_epochs or params.batch_norm == "frozen":
         for layer in model.layers:
@@ -211,10 +211,13 @@ def _begin_phase(model: "keras.Model", params: TrainParams, steps: int, head_alo
             layer.trainable = of_head or not (head_alone or frozen)
     epochs = params.head_epochs if head_alone else params.epochs - params.head_epochs
     rate = params.head_learning_rate if head_alone else params.learning_rate
-    kind = keras.losses.BinaryCrossentropy if model.output_shape[1] == 1 else keras.losses.CategoricalCrossentropy
-    model.compile(
-        make_optimizer(params, rate, epochs * steps), kind(label_smoothing=params.label_smoothing), metrics=["accuracy"]
-    )
+    binary = model.output_shape[1] == 1
+    loss = keras.losses.BinaryCrossentropy if binary else keras.losses.CategoricalCrossentropy
+    accuracy = keras.metrics.BinaryAccuracy if binary else keras.metrics.CategoricalAccuracy
+    optimizer = make_optimizer(params, rate, epochs * steps)
+    # TensorFlow traces a step twice if the first trace makes variables: here the metric and the optimizer have theirs.
+    optimizer.build(model.trainable_variables)
+    model.compile(optimizer, loss(label_smoothing=params.label_smoothing), metrics=[accuracy("accuracy")])
 
 
 def image_weights(labels: np.ndarray, how: str, frequency: np.ndarray | None = None) -> np.ndarray | None:
