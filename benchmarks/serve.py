@@ -31,7 +31,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from detector.serve import __main__ as command, service
-import detector.engine
+import detector.inference.openvino
 if {stand_in}:
     class Brightness:
         def predict_on_batch(self, batch):

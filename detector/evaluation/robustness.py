@@ -9,6 +9,7 @@ from detector.augment.corruption import CORRUPTIONS, SEVERITIES, corrupt, throug
 from detector.evaluation import bootstrap
 from detector.evaluation.calibration import Calibration
 from detector.evaluation.images import Output, part_of
+from detector.models.outputs import p_fake as p_fake_of
 
 RUNG_COLUMNS = (
     *(
@@ -85,7 +86,7 @@ def stress_ladder(test: pd.DataFrame, output: Output, calibration: Calibration, 
 
     # One long set of images: batches stay full whatever the number of images.
     outputs = output(pd.concat([rows] * len(rungs), ignore_index=True), damage)
-    p_fake = outputs.p_fake(calibration.apply(outputs)).reshape(len(rungs), len(rows))
+    p_fake = p_fake_of(calibration.apply(outputs)).reshape(len(rungs), len(rows))
     labels = rows["label"].to_numpy()
     table = [
         {

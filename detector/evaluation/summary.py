@@ -15,11 +15,12 @@ from detector.augment.corruption import perturb
 from detector.data.shards import COLUMNS, class_indices
 from detector.data.split_names import split_name
 from detector.errors import UserError
-from detector.evaluation import bootstrap, calibration, curves
-from detector.evaluation.calibration import Calibration
+from detector.evaluation import bootstrap, curves
+from detector.evaluation.calibration import Calibration, fit, selective
 from detector.evaluation.images import Output, part_of
 from detector.evaluation.robustness import in_one_format
 from detector.images import EXTENSIONS
+from detector.models.outputs import p_fake as p_fake_of
 from detector.params import EvaluateParams
 
 ATTRIBUTE_COLUMNS = (
@@ -61,7 +62,7 @@ def choose_calibration(
     ways = {"clean": [None], "perturbed": [damage], "mixed": [None, damage]}[how.images]
     outputs = np.concatenate([output(rows, way) for way in ways])
     truth = np.tile(class_indices(rows, classes) if kinds else rows["label"].to_numpy(), len(ways))
-    calibration = calibration.fit(truth, outputs, params.threshold, params.max_false_positive_rate, params.target_error)
+    calibration = fit(truth, outputs, params.threshold, params.max_false_positive_rate, params.target_error)
     calibration = replace(calibration, flip=params.flip_average)
     return calibration, {
         "images": len(rows),
@@ -109,7 +110,7 @@ def evaluate(
     """
     labels, groups = rows["label"].to_numpy(), rows["group"].tolist()
     probabilities = calibration.apply(outputs)
-    p_fake, called = outputs.p_fake(probabilities), calibration.labels(probabilities, classes)
+    p_fake, called = p_fake_of(probabilities), calibration.labels(probabilities, classes)
     curve = curves.roc_points(labels, p_fake) or {"fpr": [], "tpr": [], "threshold": []}
     metrics = {
         **_scores(labels, outputs, calibration),
@@ -122,7 +123,7 @@ def evaluate(
         .rename(columns={"split": "set"})
         .assign(
             p_fake=p_fake,
-            p_fake_uncalibrated=outputs.p_fake(outputs),
+            p_fake_uncalibrated=p_fake_of(outputs),
             called=called,
             verdict=calibration.verdicts(probabilities, classes),
             sha256=rows["sha256"],
@@ -135,7 +136,7 @@ def evaluate(
         )
     )
     if reencoded is not None:
-        again = outputs.p_fake(calibration.apply(reencoded))
+        again = p_fake_of(calibration.apply(reencoded))
         metrics["reencoded"] = in_one_format(rows, p_fake, again, calibration.threshold, resamples, seed)
         predictions["p_fake_reencoded"] = again
     return Evaluation(
@@ -163,12 +164,12 @@ def _of_classes(
 
 
 def _scores(labels: np.ndarray, outputs: np.ndarray, calibration: Calibration) -> dict[str, object]:
-    p_fake = outputs.p_fake(calibration.apply(outputs))
-    before = metrics.score(labels, outputs.p_fake(outputs))
+    p_fake = p_fake_of(calibration.apply(outputs))
+    before = metrics.score(labels, p_fake_of(outputs))
     return {
         **metrics.score(labels, p_fake, calibration.threshold),
         "uncalibrated": {name: before[name] for name in ("brier", "loss", "ece")},
-        "selective": calibration.selective(labels, p_fake, calibration.threshold, calibration.unsure),
+        "selective": selective(labels, p_fake, calibration.threshold, calibration.unsure),
     }
 
 

@@ -4,6 +4,7 @@ Input: RGB pixels 0..255, (batch, size, size, 3). Output: P(fake) in 0..1, (batc
 probability of each, (batch, classes).
 """
 
+import os
 import warnings
 import zipfile
 from dataclasses import replace
@@ -66,11 +67,16 @@ def in_float32(model: "keras.Model") -> "keras.Model":
 
 
 def resolve_precision(precision: str) -> str:
-    """float32 or bfloat16; auto is bfloat16 on a GPU and on a CPU with bfloat16 instructions."""
+    """float32 or bfloat16; auto is bfloat16 on a GPU and on a CPU with bfloat16 instructions.
+
+    TensorFlow uses those through oneDNN alone, without which bfloat16 is many times slower than float32.
+    """
     if precision != "auto":
         return precision
     if any(device.split(":")[0].lower() in ("gpu", "cuda", "tpu") for device in keras.distribution.list_devices()):
         return "bfloat16"
+    if keras.backend.backend() == "tensorflow" and os.environ["TF_ENABLE_ONEDNN_OPTS"].lower() in ("0", "false"):
+        return "float32"
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as file:
             flags = next((line for line in file if line.startswith("flags")), "")

@@ -34,6 +34,7 @@ from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, PercentFormatter
 
 from detector import metrics
+from detector.evaluation import curves as curve_data
 
 REAL, FAKE = "#0072B2", "#D55E00"
 TRAIN, VALIDATION = "#8A929C", "#5B2A86"
@@ -407,11 +408,11 @@ def roc(curves: Curves, threshold: float | None = None, bands: Bands | None = No
     Args:
         curves: test set -> (labels int (n,), p_fake float (n,)).
         threshold: marks on every curve what it gives.
-        bands: test set -> {"grid", "low", "high"}, as `curves.roc_band`.
+        bands: test set -> {"grid", "low", "high"}, as `curve_data.roc_band`.
     """
 
     def draw(ax: Axes, labels: np.ndarray, p_fake: np.ndarray, look: dict) -> _Drawn:
-        points = curves.roc_points(labels, p_fake)
+        points = curve_data.roc_points(labels, p_fake)
         ax.plot(points["fpr"], points["tpr"], **look)
         found = metrics.score(labels, p_fake, 0.5 if threshold is None else threshold)
         x, y = found["false_positive_rate"], 1 - found["false_negative_rate"]
@@ -430,13 +431,13 @@ def roc(curves: Curves, threshold: float | None = None, bands: Bands | None = No
 
 @_styled
 def precision_recall(curves: Curves, threshold: float | None = None, bands: Bands | None = None) -> Figure:
-    """Precision-recall curve of every test set; arguments as in `roc`, bands as `curves.pr_band`.
+    """Precision-recall curve of every test set; arguments as in `roc`, bands as `curve_data.pr_band`.
 
     A dotted line is what calling every image fake would give: the share of fakes.
     """
 
     def draw(ax: Axes, labels: np.ndarray, p_fake: np.ndarray, look: dict) -> _Drawn:
-        points = curves.pr_points(labels, p_fake)
+        points = curve_data.pr_points(labels, p_fake)
         ax.plot(points["recall"], points["precision"], drawstyle="steps-pre", **look)
         ax.axhline(np.mean(labels), color=look["color"], linewidth=1, linestyle=":")
         area = f"average precision {_decimal(metrics.score(labels, p_fake)['average_precision'])}"
@@ -523,7 +524,7 @@ def reliability(
 
     Args:
         before, after: rows of low, high (the bin's edges), count, mean_score, observed, observed_low and
-            observed_high (the interval of observed), as `curves.reliability`; None where a bin is empty.
+            observed_high (the interval of observed), as `curve_data.reliability`; None where a bin is empty.
     """
     figure = _page(
         title,

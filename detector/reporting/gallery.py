@@ -12,6 +12,7 @@ from scipy.special import logit
 from detector import metrics
 from detector.data.masks import forged_paths, read_mask
 from detector.data.shards import ShardReader, class_names, read_manifest
+from detector.evaluation import curves as curve_data
 from detector.evaluation.calibration import Calibration
 from detector.images import decode
 from detector.models.grad_cam import at_size, overlay
@@ -43,8 +44,8 @@ def evaluation(
     curves = {name: (rows["label"].to_numpy(), rows["p_fake"].to_numpy()) for name, rows in sets.items()}
     groups = {name: rows["group"].tolist() for name, rows in sets.items()}
     for name, draw, band in (
-        ("roc", figures.roc, curves.roc_band),
-        ("precision_recall", figures.precision_recall, curves.pr_band),
+        ("roc", figures.roc, curve_data.roc_band),
+        ("precision_recall", figures.precision_recall, curve_data.pr_band),
     ):
         bands = {key: band(*curve, groups[key], seed=seed) for key, curve in curves.items()}
         yield name, draw(curves, calibration.threshold, {key: found for key, found in bands.items() if found})
@@ -62,8 +63,8 @@ def evaluation(
                 found["per_class"], found, f"How well each class is recognised: {name}", found["intervals"]
             ),
         )
-        before = curves.reliability(labels, sets[name]["p_fake_uncalibrated"].to_numpy())
-        after = curves.reliability(labels, p_fake)
+        before = curve_data.reliability(labels, sets[name]["p_fake_uncalibrated"].to_numpy())
+        after = curve_data.reliability(labels, p_fake)
         yield f"reliability_{name}", figures.reliability(before, after, f"Does P(fake) mean what it says? {name}")
         yield (
             f"scores_{name}",
@@ -71,7 +72,7 @@ def evaluation(
                 labels, p_fake, calibration.threshold, band, f"Scores of real and of fake images: {name}"
             ),
         )
-        curve, selective = curves.risk_coverage(labels, p_fake, calibration.threshold), found["selective"]
+        curve, selective = curve_data.risk_coverage(labels, p_fake, calibration.threshold), found["selective"]
         operating = (selective["coverage"], selective["error_outside"])
         yield (
             f"risk_coverage_{name}",
@@ -108,7 +109,7 @@ def images(
                 list(zip(drawn["class"], drawn["called"], strict=True)), f"Random images of {name}",
             ),
         )  # fmt: skip
-        # How sure a call is, is its distance from the threshold in logits, as in `curves.risk_coverage`.
+        # How sure a call is, is its distance from the threshold in logits, as in `curve_data.risk_coverage`.
         low, high = metrics.EPSILON, 1 - metrics.EPSILON
         sure = np.abs(logit(rows["p_fake"].clip(low, high)) - logit(np.clip(threshold, low, high)))
         wrong = rows.assign(sure=sure)[(rows["p_fake"] >= threshold) != (rows["label"] == 1)]

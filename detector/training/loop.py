@@ -144,7 +144,7 @@ def train(
         now, before = phase(epoch, params), phase(epoch - 1, params) if epoch > 1 else None
         if before is None or (now.head_alone, now.image_size) != (before.head_alone, before.image_size):
             former = model.optimizer if before and before.head_alone == now.head_alone else None
-            model = _begin_phase(model, build, now, settings, steps, former)
+            model = begin_phase(model, build, now, settings, steps, former)
         if settings.schedule == "plateau" and not now.head_alone:
             model.optimizer.learning_rate.assign(plateau_learning_rate(history[settings.head_epochs :], settings))
         _seed_dropout(model, params.seed, epoch)
@@ -254,7 +254,7 @@ def source_shares(training: Split, validation: Split, weights: dict[str, float] 
     return {name: weight / total for name, weight in weights.items()}
 
 
-def _begin_phase(
+def begin_phase(
     model: "keras.Model",
     build: Callable[[int], "keras.Model"],
     now: Phase,
@@ -280,10 +280,13 @@ def _begin_phase(
     rate = params.head_learning_rate if now.head_alone else params.learning_rate
     kind = keras.losses.BinaryCrossentropy if model.output_shape[1] == 1 else keras.losses.CategoricalCrossentropy
     optimizer = make_optimizer(params, rate, epochs * steps)
-    right = accuracy if model.output_shape[1] == 1 else "accuracy"
+    binary = model.output_shape[1] == 1
+    right = keras.metrics.MeanMetricWrapper(accuracy) if binary else keras.metrics.CategoricalAccuracy()
+    right.name = "accuracy"
+    # TensorFlow traces a step twice if the first trace makes variables: here the metric and the optimizer have theirs.
+    optimizer.build(model.trainable_variables)
     model.compile(optimizer, kind(label_smoothing=params.label_smoothing), metrics=[right])
     if former is not None:
-        optimizer.build(model.trainable_variables)
         for variable, value in zip(optimizer.variables, former.variables, strict=True):
             variable.assign(value)
     return model

@@ -162,7 +162,7 @@ def table(tmp_path, monkeypatch):
     def write(others=(), sources=True, common=(), parents=(), **losses: float) -> dict:
         store = Store(**losses)
         store.others, store.sources, store.parents = dict(others), sources, dict(parents)
-        monkeypatch.setattr(recipes, "tracking", store)
+        monkeypatch.setattr(recipes, "runs", store)
         recipes.write_table("", [*QUEUED, *common])
         return json.loads((tmp_path / "results.json").read_text())
 
@@ -280,7 +280,7 @@ def test_the_table_of_another_clone_reads_its_store(monkeypatch, tmp_path):
     (tmp_path / "mlruns" / "mlflow.db").touch()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "elsewhere")
     seen = []
-    monkeypatch.setattr(recipes, "write_table", lambda *_: seen.append(recipes.tracking.tracking_uri()))
+    monkeypatch.setattr(recipes, "write_table", lambda *_: seen.append(recipes.store.tracking_uri()))
     monkeypatch.setattr("sys.argv", ["recipes", "table", "--store", str(tmp_path)])
     recipes.main()
     assert seen == [f"sqlite:///{tmp_path.resolve()}/mlruns/mlflow.db"]

@@ -17,9 +17,10 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from detector.model.backend import keras, make_deterministic
+from detector.models.backend import keras, make_deterministic
 from detector.params import load_params
-from detector.training import Checkpoint, Split, train
+from detector.training.checkpoint import Checkpoint
+from detector.training.loop import Split, train
 
 class Images:
     def __init__(self, n):

@@ -331,7 +331,7 @@ def test_pillows_warnings_are_silenced_and_no_others(photo, encode, tmp_path):
     program = f"""
 import threading, warnings
 from pathlib import Path
-from detector.data.decode import decode
+from detector.images import decode
 data = Path({str(tmp_path / "warned.png")!r}).read_bytes()
 before = list(warnings.filters)
 threads = [threading.Thread(target=lambda: [decode(data) for _ in range(50)]) for _ in range(4)]

@@ -155,7 +155,7 @@ def test_processes_that_register_at_once(evaluate):
     runs = [evaluate("tidy-fern", GOOD), evaluate("bonny-oak", BAD)]
     code = """
 import multiprocessing, sys
-from detector import tracking
+from detector.tracking import registry, runs, store
 with multiprocessing.get_context("fork").Pool(4) as pool:
     print(*(version.number for version in pool.map(registry.register, sys.argv[1:], chunksize=1)))
 """
@@ -267,7 +267,7 @@ def test_a_local_model_needs_no_mlflow(project):
     (project / "mlruns" / "mlflow.db").unlink()
     code = """
 import sys
-from detector.registry import find_model
+from detector.inference.find_model import find_model
 find_model(None), find_model("models/model.keras"), find_model("models")
 sys.exit(bool({"mlflow", "tensorflow", "keras", "pandas"} & set(sys.modules)))
 """

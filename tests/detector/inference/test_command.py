@@ -170,7 +170,9 @@ def test_heatmaps_have_names_that_can_be_foretold_and_do_not_collide(predict, tm
 
 
 def test_help_is_quick_to_come_without_tensorflow():
-    code = "import sys, detector.verdicts; sys.exit(bool({'tensorflow', 'keras', 'mlflow'} & set(sys.modules)))"
+    code = (
+        "import sys, detector.inference.command; sys.exit(bool({'tensorflow', 'keras', 'mlflow'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
     command = [sys.executable, "-m", "detector", "predict", "--help"]
     assert "PATH" in subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout

@@ -68,7 +68,7 @@ def test_a_batch_may_have_any_size_and_threads_may_share_it(converted, photo):
 def test_a_start_with_the_conversion_needs_no_tensorflow_and_no_telemetry(converted, tmp_path):
     code = f"""
 import sys
-from detector.engine import Engine
+from detector.inference.openvino import Engine
 import numpy as np
 Engine({str(converted)!r}).predict_on_batch(np.zeros((1, 71, 71, 3), np.uint8))
 print("tensorflow" in sys.modules, "keras" in sys.modules, sys.modules.get("openvino_telemetry"))

@@ -86,10 +86,10 @@ def test_another_model_or_card_gives_other_bytes(model, saved, tmp_path):
 def test_a_fresh_process_writes_the_same_bytes(model_file, tmp_path):
     program = f"""
 from pathlib import Path
-from detector.model.backend import keras
-from detector.model.export import ModelCard, save_model
-from detector.model.network import build_network
-from detector.model.weights import InitialWeights
+from detector.models.backend import keras
+from detector.models.file import ModelCard, save_model
+from detector.models.network import build_network
+from detector.models.weights import InitialWeights
 from detector.params import load_params
 params = load_params().model.model_copy(update={{"image_size": 71}})
 keras.utils.set_random_seed(5)

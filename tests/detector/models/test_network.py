@@ -251,8 +251,17 @@ def test_auto_is_what_the_processor_is_fast_with(monkeypatch, devices, flags, ex
             raise FileNotFoundError
         return io.StringIO(f"processor\t: 0\n{flags}\n")
 
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
     monkeypatch.setattr(keras.distribution, "list_devices", lambda: devices)
     monkeypatch.setattr(module, "open", cpuinfo, raising=False)
+    assert resolve_precision("auto") == expected
+
+
+@pytest.mark.parametrize(("devices", "expected"), [(["cpu:0"], "float32"), (["gpu:0"], "bfloat16")])
+def test_auto_knows_that_bfloat16_is_slow_without_onednn(monkeypatch, devices, expected):
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda: devices)
+    monkeypatch.setattr(module, "open", lambda *_, **__: io.StringIO("flags\t\t: avx512_bf16\n"), raising=False)
     assert resolve_precision("auto") == expected
 
 

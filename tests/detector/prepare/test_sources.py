@@ -18,7 +18,7 @@ import pytest
 import detector
 from detector.errors import UserError
 from detector.params import DataParams, load_params
-from detector.prepare import sources
+from detector.prepare import archives
 from detector.prepare.archives import Folder, Tar, Zip
 from detector.prepare.sources import open_folder, open_source, open_test_set
 
@@ -158,7 +158,7 @@ def test_the_same_split_is_drawn_wherever_the_images_lie(tmp_path, form):
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_too_large_a_file_is_an_error_of_its_own(tmp_path, form, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(archives, "MAX_BYTES", 1 << 20)
     source = opened(make(tmp_path, IMAGES | {"Train/Real/1.jpg": bytes((1 << 20) + 1)}, form))
     read = content(source)
     assert isinstance(read["Train/Real/1.jpg"], OSError) and "larger than 1 MiB" in str(read["Train/Real/1.jpg"])
@@ -656,7 +656,7 @@ def test_a_kaggle_data_set_without_a_layout_names_its_own_key(tmp_path, kaggle):
 
 def test_kagglehub_is_not_loaded_for_other_sources(tmp_path):
     code = (
-        "import sys; from detector.data.sources import open_source\n"
+        "import sys; from detector.prepare.sources import open_source\n"
         "assert not {'kagglehub', 'tensorflow', 'mlflow', 'pandas'} & sys.modules.keys(), sys.modules.keys()"
     )
     root = Path(detector.__file__).parent.parent

@@ -14,7 +14,7 @@ from PIL import Image
 
 from detector import metrics
 from detector.errors import UserError
-from detector.evaluation import curves
+from detector.evaluation import curves as curve_data
 from detector.reporting import figures
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -258,7 +258,7 @@ def test_roc_draws_each_test_set_with_its_auc_and_operating_point():
     dots = [drawn for drawn in ax.lines if drawn.get_marker() == "o"]
     lines = [drawn for drawn in ax.lines if drawn.get_linestyle() == "-"]
     for (labels, p_fake), drawn, dot in zip(curves.values(), lines, dots, strict=True):
-        points = curves.roc_points(labels, p_fake)
+        points = curve_data.roc_points(labels, p_fake)
         np.testing.assert_array_equal(drawn.get_xydata(), np.column_stack([points["fpr"], points["tpr"]]))
         called = p_fake >= 0.6
         assert dot.get_xydata()[0] == pytest.approx([called[labels == 0].mean(), called[labels == 1].mean()])
@@ -280,7 +280,9 @@ def test_precision_recall_draws_the_operating_point_and_the_share_of_fakes():
     assert f"average precision {precision:.3f}" in texts(figure)
 
 
-@pytest.mark.parametrize(("draw", "band"), [(figures.roc, curves.roc_band), (figures.precision_recall, curves.pr_band)])
+@pytest.mark.parametrize(
+    ("draw", "band"), [(figures.roc, curve_data.roc_band), (figures.precision_recall, curve_data.pr_band)]
+)
 def test_bands_are_shaded_under_their_own_curve(draw, band):
     long_name = "a test set with a name far too long for the legend of the picture"
     curves = {"test": scored(), long_name: scored(seed=3)}
@@ -313,7 +315,7 @@ def test_scores_that_are_none_are_refused():
 
 def test_reliability_shows_both_stages_and_their_error():
     labels, p_fake = scored(500)
-    before, after = curves.reliability(labels, p_fake), curves.reliability(labels, p_fake**2)
+    before, after = curve_data.reliability(labels, p_fake), curve_data.reliability(labels, p_fake**2)
     figure = figures.reliability(before, after)
     said = texts(figure)
     assert f"before calibration, ECE {metrics.score(labels, p_fake)['ece']:.3f}" in said
@@ -325,7 +327,7 @@ def test_reliability_shows_both_stages_and_their_error():
 
 
 def test_reliability_without_calibration_and_without_images():
-    rows = curves.reliability(np.array([1]), np.array([0.7]))
+    rows = curve_data.reliability(np.array([1]), np.array([0.7]))
     assert "observed, ECE 0.300" in texts(figures.reliability(rows))
     draw_small(figures.reliability(rows))
     assert "ECE –" in texts(figures.reliability([]))
@@ -359,7 +361,7 @@ def test_score_histogram_of_one_class_and_of_nothing():
 
 
 def test_risk_coverage_marks_the_operating_point():
-    found = curves.risk_coverage(*scored())
+    found = curve_data.risk_coverage(*scored())
     figure = figures.risk_coverage(found["coverage"], found["risk"], (0.8, 0.0123))
     (ax,) = figure.axes
     np.testing.assert_array_equal(ax.lines[0].get_xydata(), np.column_stack([found["coverage"], found["risk"]]))
@@ -665,7 +667,7 @@ def test_train_validation_real_and_fake_differ_for_every_eye():
 
 def test_importing_needs_neither_pyplot_nor_a_framework():
     code = (
-        "import sys, detector.figures;"
+        "import sys, detector.reporting.figures;"
         "print({'matplotlib.pyplot', 'tensorflow', 'keras', 'mlflow', 'pandas'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -107,7 +107,7 @@ def test_the_machine_in_words(tmp_path, cpuinfo, cards, said):
         folder = tmp_path / "driver/nvidia/gpus" / str(number)
         folder.mkdir(parents=True)
         (folder / "information").write_text("Model: \t\t NVIDIA H100\nIRQ:   37\n")
-    found = tracking.machine(tmp_path)
+    found = runs.machine(tmp_path)
     assert found.endswith(said) and found
 
 
@@ -246,7 +246,7 @@ def test_an_unreachable_server_is_one_line(folder, monkeypatch):
 
 def test_processes_that_open_a_fresh_store_at_once(folder):
     (folder / "mlflow.db").unlink()
-    code = "from detector import tracking\nwith runs.training_run({'a': 1}, {}, None): pass"
+    code = "from detector.tracking import runs\nwith runs.training_run({'a': 1}, {}, None): pass"
     processes = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE) for _ in range(4)]
     for process in processes:
         error = process.communicate(timeout=300)[1]

@@ -88,6 +88,18 @@ def test_learns_and_returns_the_best_epoch(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="how TensorFlow traces")
+@pytest.mark.parametrize(("settings_", "phases"), [({}, 1), ({"head_epochs": 1, "ema_decay": 0.9}, 2)])
+def test_the_training_step_is_traced_once_a_phase(settings_, phases, tmp_path):
+    model, traced = tiny_network(), []
+    model.layers[-1]._name = "p_fake"  # the head has something to learn
+    step = model.train_step
+    model.train_step = lambda data: traced.append(1) or step(data)
+    with Checkpoint.open(tmp_path / "c") as checkpoint:
+        train(lambda size: model, params(epochs=3, **settings_), split(42), split(20), checkpoint, lambda *_: None)
+    assert len(traced) == phases
+
+
 class ThreeKinds(Drawn):
     """Three classes of 3 : 2 : 1, each bright in another colour."""
 
