@@ -10,7 +10,7 @@ import yaml
 
 from benchmarks.cones import ROOT, STAGES, cone, imports, product, share
 from detector.tracking import registry
-from detector.training.loop import checkpoint
+from detector.training import checkpoint
 
 DETECTOR = ROOT / "detector"
 # From the ground up: a room uses its own and those on the floors below it.

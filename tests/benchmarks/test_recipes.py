@@ -17,6 +17,7 @@ from detector.evaluation.bootstrap import bootstrap
 from detector.experiments.recipes import changed, of_data, read
 from detector.metrics import score
 from detector.params import check_params, flatten, read_yaml
+from detector.tracking.store import tracking_uri
 
 TABLE = read_yaml(recipes.HERE / "recipes.yaml")
 
@@ -280,7 +281,7 @@ def test_the_table_of_another_clone_reads_its_store(monkeypatch, tmp_path):
     (tmp_path / "mlruns" / "mlflow.db").touch()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "elsewhere")
     seen = []
-    monkeypatch.setattr(recipes, "write_table", lambda *_: seen.append(recipes.store.tracking_uri()))
+    monkeypatch.setattr(recipes, "write_table", lambda *_: seen.append(tracking_uri()))
     monkeypatch.setattr("sys.argv", ["recipes", "table", "--store", str(tmp_path)])
     recipes.main()
     assert seen == [f"sqlite:///{tmp_path.resolve()}/mlruns/mlflow.db"]

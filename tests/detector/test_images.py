@@ -342,7 +342,7 @@ for thread in threads:
 assert warnings.filters == before
 warnings.warn("mine")
 """
-    python, root = [sys.executable, "-W", "default"], Path(module.__file__).parents[2]
+    python, root = [sys.executable, "-W", "default"], Path(module.__file__).parents[1]
     done = subprocess.run([*python, "-c", program], cwd=root, capture_output=True, text=True, check=True)
     assert "UserWarning: mine" in done.stderr and len(done.stderr.splitlines()) == 1
 

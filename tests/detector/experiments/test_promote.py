@@ -132,7 +132,7 @@ def test_evaluating_the_same_again_makes_no_second_version(evaluate, register):
 def test_the_logged_code_holds_no_compiled_files(register, project):
     register("tidy-fern", GOOD, whole=True)
     (code,) = (project / "mlruns" / "artifacts" / "models").glob("*/artifacts/code/detector")
-    assert (code / "predict.py").is_file()
+    assert (code / "inference" / "detector.py").is_file()
     assert not list(code.rglob("__pycache__"))
 
 
