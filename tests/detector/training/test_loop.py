@@ -92,7 +92,7 @@ def test_learns_and_returns_the_best_epoch(tmp_path):
 @pytest.mark.parametrize(("settings_", "phases"), [({}, 1), ({"head_epochs": 1, "ema_decay": 0.9}, 2)])
 def test_the_training_step_is_traced_once_a_phase(settings_, phases, tmp_path):
     model, traced = tiny_network(), []
-    model.layers[-1]._name = "p_fake"  # the head has something to learn
+    model.layers[-1].name = "p_fake"  # the head has something to learn
     step = model.train_step
     model.train_step = lambda data: traced.append(1) or step(data)
     with Checkpoint.open(tmp_path / "c") as checkpoint:
