@@ -7,12 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from detector.params import Params, load_params
 from detector.prepare.ingest import ingest
 from detector.prepare.splits import Entry
 
+# A busy machine takes its time over an example; a test that hangs is ended by pytest-timeout.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 ROOT = Path(__file__).resolve().parent.parent
 
 
