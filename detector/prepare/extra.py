@@ -11,6 +11,7 @@ from detector.errors import UserError
 from detector.files import replaced_folder, write_json
 from detector.params import Params
 from detector.paths import existing_path
+from detector.prepare.archives import without_suffix
 from detector.prepare.face_crops import face_crops
 from detector.prepare.ingest import ingest_test_set
 from detector.prepare.sources import open_test_set
@@ -70,7 +71,7 @@ def set_names(places: Sequence[Path], taken: Collection[str]) -> list[str]:
     """
     names: list[str] = []
     for place in places:
-        own = place.name if place.is_dir() else re.sub(r"(\.tar)?\.\w+$", "", place.name)
+        own = Path(without_suffix(place)).name
         for parts in ([own], [place.parent.name, own], [place.parent.parent.name, place.parent.name, own]):
             name = re.sub(r"[^\w.-]+", "_", "-".join(filter(None, parts))).strip("._-")
             name = name[:LONGEST]
