@@ -71,17 +71,6 @@ def render(who: Identity, scene: Scene, size: int) -> Drawing:
 def _inner_face(who: Identity) -> np.ndarray:
     """The part of a face that shows who it is, brows to chin, (n, 2) face units."""
     w, top = who.width, -who.brow_height - 0.10
-    return closed(
-        mirrored(
-            [
-                (0, top - 0.02),
-                (0.3, top - 0.03),
-                (w * 0.80, top + 0.12),
-                (w * 0.84, 0.1),
-                (w * 0.74, 0.42),
-                (who.jaw * 0.8, 0.66),
-                (who.chin + 0.03, 0.87),
-                (0, 0.93),
-            ]
-        )
-    )
+    upper = [(0, top - 0.02), (0.3, top - 0.03), (w * 0.80, top + 0.12), (w * 0.84, 0.1)]
+    lower = [(w * 0.74, 0.42), (who.jaw * 0.8, 0.66), (who.chin + 0.03, 0.87), (0, 0.93)]
+    return closed(mirrored([*upper, *lower]))
