@@ -1,4 +1,4 @@
-"""Further test sets: folders or archives from elsewhere that are never trained on, to see what carries over."""
+"""Further test sets: folders or archives that are never trained on, to test the model on data from elsewhere."""
 
 import re
 import sys
@@ -24,14 +24,14 @@ def write_extra_sets(params: Params, prepared: Path, folder: Path) -> dict[str, 
     """Write each of `evaluate.extra_sets` into a folder of its own below `folder`, which is replaced, and sets.json.
 
     Args:
-        prepared: the data that the model was made and tested with; what stands there, too, is no test of transfer.
+        prepared: the data that the model was made and tested with; its images are no test on other data.
 
     Returns:
         By the set's name: how many images were excluded, seen in training, seen in a test split;
         whether the search for these was complete; the set's digest.
 
     Raises:
-        UserError: one of them is not there, holds no image to score, or two would bear one name.
+        UserError: one of them is not there, holds no image to score, or two would have the same name.
     """
     places = [existing_path(KEY, value) for value in params.evaluate.extra_sets]
     if len(set(places)) < len(places):
@@ -56,10 +56,10 @@ def write_extra_sets(params: Params, prepared: Path, folder: Path) -> dict[str, 
         write_json(part / "sets.json", summaries)
     return {
         name: {
-            "excluded": found["excluded"]["images"],
-            **{fact: found[fact] for fact in ("seen_in_training", "seen_in_test", "search_complete", "digest")},
+            "excluded": summary["excluded"]["images"],
+            **{fact: summary[fact] for fact in ("seen_in_training", "seen_in_test", "search_complete", "digest")},
         }
-        for name, found in summaries.items()
+        for name, summary in summaries.items()
     }
 
 
@@ -67,14 +67,13 @@ def set_names(places: Sequence[Path], taken: Collection[str]) -> list[str]:
     """A name for each place, good in a file's name: its own, with its folder's before it where that is taken.
 
     Raises:
-        UserError: two places would still bear one name.
+        UserError: two places would still have the same name.
     """
     names: list[str] = []
     for place in places:
         own = Path(without_suffix(place)).name
         for parts in ([own], [place.parent.name, own], [place.parent.parent.name, place.parent.name, own]):
-            name = re.sub(r"[^\w.-]+", "_", "-".join(filter(None, parts))).strip("._-")
-            name = name[:LONGEST]
+            name = re.sub(r"[^\w.-]+", "_", "-".join(filter(None, parts))).strip("._-")[:LONGEST]
             if name and name.lower() not in {other.lower() for other in [*names, *taken, "sets.json", POOLED]}:
                 names.append(name)
                 break

@@ -366,15 +366,8 @@ def beard(s: Sitting, head: np.ndarray) -> None:
     long = {"long": 0.32, "short": 0.06}.get(who.beard, 0.0)
     above = [(0, lip - 0.10), (0.14, lip - 0.10), (0.28, lip + 0.05), (0.34, y + 0.06)]
     moustache = closed(mirrored([*above, (0.24, y + 0.02), (0.1, lip + 0.02), (0, lip + 0.01)]))
-    upper = [
-        (w * 0.99, 0.08),
-        (w * 0.88, 0.2),
-        (w * 0.72, 0.42),
-        (0.36, 0.56),
-        (0.345, y),
-        (0.22, low),
-        (0, low + 0.03),
-    ]
+    upper = [(w * 0.99, 0.08), (w * 0.88, 0.2), (w * 0.72, 0.42)]
+    upper += [(0.36, 0.56), (0.345, y), (0.22, low), (0, low + 0.03)]
     outer = [(0.0, 1.02 + long), (0.22, 1.0 + long * 0.9), (j * 0.85, 0.86 + long * 0.5)]
     outer += [(j + 0.07 + long * 0.1, 0.66 + long * 0.2), (w * 0.98, 0.4), (w * 1.01, 0.1)]
     whole = closed([*mirrored(upper), *((-x, v) for x, v in reversed(outer[1:])), *outer])

@@ -64,17 +64,9 @@ def behind(s: Sitting) -> None:
         mass = ellipse((0.12 * who.parting, -1.16), 0.27 * who.volume, 0.25 * who.volume)
         outline, colour = p(mass, -0.2), who.hair * 0.85
     elif who.style == "ponytail":
-        mass = [
-            (0.3, -0.85),
-            (0.85, -0.75),
-            (1.08, -0.2),
-            (1.02, 0.7),
-            (0.85, 1.5),
-            (0.7, 0.9),
-            (0.72, 0.2),
-            (0.6, -0.4),
-        ]
-        outline, colour = p(closed(np.array(mass) * (np.sign(who.parting), 1)), -0.45), who.hair * 0.85
+        tail = [(0.3, -0.85), (0.85, -0.75), (1.08, -0.2), (1.02, 0.7), (0.85, 1.5)]
+        tail += [(0.7, 0.9), (0.72, 0.2), (0.6, -0.4)]
+        outline, colour = p(closed(np.array(tail) * (np.sign(who.parting), 1)), -0.45), who.hair * 0.85
     else:
         return
     mask = c.mask(outline)

@@ -21,23 +21,9 @@ CLOTHS = _palette("283454 8c2830 e2ded4 3a3e42 426858 d6a43c 5c84b0 c46854 6e547
 
 # Chances: of a style for a masculine and for a feminine person, of the rest for anyone.
 STYLES = {
-    "bald": (6, 0.3),
-    "fringe of a bald head": (6, 0),
-    "buzz": (9, 1),
-    "crop": (13, 2),
-    "side part": (15, 2),
-    "quiff": (10, 1),
-    "spikes": (5, 0.5),
-    "curls": (8, 8),
-    "afro": (6, 7),
-    "bob": (1, 13),
-    "long": (3, 15),
-    "waves": (2, 15),
-    "bun": (2, 9),
-    "ponytail": (1, 8),
-    "braids": (0.3, 8),
-    "beanie": (6, 5),
-    "headscarf": (0, 7),
+    **{"bald": (6, 0.3), "fringe of a bald head": (6, 0), "buzz": (9, 1), "crop": (13, 2), "side part": (15, 2)},
+    **{"quiff": (10, 1), "spikes": (5, 0.5), "curls": (8, 8), "afro": (6, 7), "bob": (1, 13), "long": (3, 15)},
+    **{"waves": (2, 15), "bun": (2, 9), "ponytail": (1, 8), "braids": (0.3, 8), "beanie": (6, 5), "headscarf": (0, 7)},
 }
 BEARDS = {"none": 44, "stubble": 18, "moustache": 8, "goatee": 9, "short": 13, "long": 8}
 GLASSES = {"none": 66, "round": 11, "square": 12, "cat": 6, "sun": 3}
