@@ -56,9 +56,8 @@ class Duplicates:
 
     Attributes:
         first: (n,) int64, index of the first image with exactly the same pixels, or the image's own index.
-        near: (m,) of dtype `PAIR`, one row for each pair a < b of near duplicates, both of them first of
-            their pixels. `difference` is in 0..`NEAR`, the largest local difference in units of the picture's
-            contrast.
+        near: (m,) of dtype `PAIR`, one row for each pair a < b of near duplicates, both of them first of their pixels.
+            `difference` is in 0..`NEAR`, the largest local difference in units of the picture's contrast.
         flat: number of images without structure, compared exactly only.
         complete: False where so many images are alike that only the nearest few of each were compared.
     """
@@ -336,8 +335,7 @@ def _describe(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
 def _candidates(points: np.ndarray) -> tuple[np.ndarray, bool]:
     """Return (m, 2) indices of pairs of (n, d) points within `RADIUS`, and whether these are all such pairs.
 
-    Where there would be more than `MAX_CANDIDATES`, as judged from 2,000 points, each point brings only its
-    nearest.
+    Where there would be more than `MAX_CANDIDATES`, as judged from 2,000 points, each point brings only its nearest.
     """
     n = len(points)
     if n < 2:

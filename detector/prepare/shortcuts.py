@@ -83,9 +83,8 @@ def shortcut_audit(
         groups: (n,) images of one group share a source and stay in one fold.
 
     Returns:
-        JSON-ready, in seconds whatever n: "from_train" and "within" {feature: {split: AUC}}, None where
-        images of a class are too few; "images" {split: number used}; "warnings", one sentence for each
-        feature and reason to worry.
+        JSON-ready, in seconds whatever n: "from_train" and "within" {feature: {split: AUC}}, None where images of a
+        class are too few; "images" {split: number used}; "warnings", one sentence for each feature and reason to worry.
     """
     labels, splits = np.asarray(labels), np.asarray(splits, dtype=str)
     number: dict[Hashable, int] = {}

@@ -1,8 +1,7 @@
 """Drawn portraits: people who do not exist, so that a first run needs no download and nobody's face.
 
-A portrait is made the way a painter works: background, back hair, body, head, features, front hair, each in
-flat colours with some texture, in face units on a head that can turn; then one light falls on a relief of the
-whole subject.
+A portrait is made the way a painter works: background, back hair, body, head, features, front hair, each in flat
+colours with some texture, in face units on a head that can turn; then one light falls on a relief of the whole subject.
 """
 
 from dataclasses import dataclass
@@ -24,10 +23,9 @@ SUPERSAMPLING = 2  # painted larger than asked for, then averaged down
 class Drawing:
     """A drawn portrait.
 
-    pixels: float32 (size, size, 3), RGB 0..1. landmarks: float32 (7, 2), x and y in pixels of both eyes, nose
-    tip, both mouth corners, chin and the point between the brows. face: float32 (size, size), 1 on the inner
-    face, from the brows to the chin, 0 elsewhere. head: 1 on the head, less its ears, whatever hair is
-    in front of it.
+    pixels: float32 (size, size, 3), RGB 0..1. landmarks: float32 (7, 2), x and y in pixels of both eyes, nose tip, both
+    mouth corners, chin and the point between the brows. face: float32 (size, size), 1 on the inner face, from the brows
+    to the chin, 0 elsewhere. head: 1 on the head, less its ears, whatever hair is in front of it.
     """
 
     pixels: np.ndarray
