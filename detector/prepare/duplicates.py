@@ -375,8 +375,7 @@ def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     affine map (ECC: Evangelidis and Psarakis, IEEE TPAMI 30(10), 2008), which undoes a small crop.
 
     Args:
-        a: (m, 32, 32) uint8.
-        b: (m, 32, 32) uint8.
+        a, b: (m, 32, 32) uint8.
 
     Returns:
         (m,) float32.
@@ -436,11 +435,7 @@ def _one_picture(near: np.ndarray, groups: Sequence[Hashable]) -> np.ndarray:
 
 
 def _match(
-    duplicates: Duplicates,
-    near: np.ndarray,
-    asking: np.ndarray,
-    against: np.ndarray,
-    labels: np.ndarray | None = None,
+    duplicates: Duplicates, near: np.ndarray, asking: np.ndarray, against: np.ndarray, labels: np.ndarray | None = None
 ) -> np.ndarray:
     """Return, for each `asking` image, the index of a duplicate of it among `against`, or -1.
 

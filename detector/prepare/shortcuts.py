@@ -198,10 +198,7 @@ def _best_of_chance(labels: np.ndarray, codes: np.ndarray) -> float:
 
 
 def _warnings(
-    from_train: AUCs,
-    within: AUCs,
-    chance: Mapping[str, float],
-    images: Mapping[str, Mapping[int, np.ndarray]],
+    from_train: AUCs, within: AUCs, chance: Mapping[str, float], images: Mapping[str, Mapping[int, np.ndarray]]
 ) -> list[str]:
     def matters(split: str, auc: float | None) -> bool:
         return auc is not None and auc > max(chance[split], MIN_AUC)

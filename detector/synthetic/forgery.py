@@ -32,9 +32,6 @@ Forged = tuple[np.ndarray, np.ndarray]
 Forger = Callable[[Drawing, Scene, list[Identity], np.random.Generator], Forged]
 
 
-# --- Swap -----------------------------------------------------------------------------------------
-
-
 def swap(photo: Drawing, scene: Scene, people: list[Identity], rng: np.random.Generator) -> Forged:
     """Another person's inner face on the person in the photo. A `Forger`."""
     size = len(photo.pixels)
@@ -92,9 +89,6 @@ def _blend(image: np.ndarray, layer: np.ndarray, mask: np.ndarray) -> np.ndarray
     return image + (layer - image) * mask[..., None]
 
 
-# --- Drawn ----------------------------------------------------------------------------------------
-
-
 def drawn(photo: Drawing, scene: Scene, people: list[Identity], rng: np.random.Generator) -> Forged:
     """The person and the scene of the photo drawn anew; the mask is the head. A `Forger`."""
     size, who = len(photo.pixels), people[0]
@@ -114,9 +108,6 @@ def _lattice(size: int, rng: np.random.Generator) -> np.ndarray:
     """The gain of two layers of transposed convolution, float32 (size, size, 3): it differs from phase to phase."""
     cell = rng.normal(1, 0.018, (4, 4, 3)).astype(np.float32)
     return np.tile(cell / cell.mean((0, 1)), (size // 4 + 1, size // 4 + 1, 1))[:size, :size]
-
-
-# --- Retouch --------------------------------------------------------------------------------------
 
 
 PARTS = ("eyes", "nose", "mouth")
