@@ -14,15 +14,10 @@ LARGE = 25_000_000  # pixels; only two larger images are decoded at a time, each
 MAX_SCANS = 100  # of a JPEG: a progressive one has about ten, each goes over all pixels again
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
-UPRIGHT = {  # the operation that undoes each EXIF orientation but 1, the upright one
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
+UPRIGHT = {
+    2 + i: Image.Transpose[name] for i, name in enumerate(_TURNS)
+}  # undoes EXIF orientation 2 to 8; 1 is upright
 
 # Pillow warns of odd metadata, which is harmless, and of big images, which are refused below. The filter is set once,
 # because changing it around every image is not safe in threads.

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from detector.data.shards import read_manifest
-from detector.data.split_names import POOLED
+from detector.data.split_names import LONGEST, POOLED
 from detector.errors import UserError
 from detector.files import replaced_folder, write_json
 from detector.params import Params
@@ -17,7 +17,6 @@ from detector.prepare.ingest import ingest_test_set
 from detector.prepare.sources import open_test_set
 
 KEY = "evaluate.extra_sets"
-LONGEST = 60  # characters of a name that becomes part of file names
 
 
 def write_extra_sets(params: Params, prepared: Path, folder: Path) -> dict[str, dict[str, object]]:
@@ -48,17 +47,12 @@ def write_extra_sets(params: Params, prepared: Path, folder: Path) -> dict[str, 
                 source, part / name, name, params.data.max_side, prepared, params.data.duplicates
             )
             if not summaries[name]["search_complete"]:
-                print(
-                    f"WARNING: {name}: so many images are alike that only the nearest of each were compared: some that "
-                    "were trained on may remain",
-                    file=sys.stderr,
-                )
+                why = "so many images are alike that only the nearest of each were compared"
+                print(f"WARNING: {name}: {why}: some that were trained on may remain", file=sys.stderr)
         write_json(part / "sets.json", summaries)
+    facts = ("seen_in_training", "seen_in_test", "search_complete", "digest")
     return {
-        name: {
-            "excluded": summary["excluded"]["images"],
-            **{fact: summary[fact] for fact in ("seen_in_training", "seen_in_test", "search_complete", "digest")},
-        }
+        name: {"excluded": summary["excluded"]["images"], **{fact: summary[fact] for fact in facts}}
         for name, summary in summaries.items()
     }
 

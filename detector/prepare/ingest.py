@@ -114,11 +114,11 @@ def ingest_test_set(source: Source, folder: Path, name: str, max_side: int, prep
         tested = int(leak.sum()) - trained
         keep = resolution.keep | (leak if policy == "report" else False)
         for i in np.flatnonzero(~keep):
-            partner = resolution.partner[i]
-            if leak[i]:
-                excluded.append(ExcludedImage(images.entries[i], f"same picture in {splits[partner]}", paths[partner]))
-            else:
-                excluded.append(ExcludedImage(images.entries[i], CONFLICT, images.entries[partner].path))
+            j = resolution.partner[i]
+            kind, partner = (
+                (f"same picture in {splits[j]}", paths[j]) if leak[i] else (CONFLICT, images.entries[j].path)
+            )
+            excluded.append(ExcludedImage(images.entries[i], kind, partner))
     if not keep.any():
         why = ", ".join(f"{count:,} {kind}" for kind, count in _counts(excluded).items())
         raise UserError(f"evaluate.extra_sets: {source.name} has no image left to score ({why}); name another set")

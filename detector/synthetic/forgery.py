@@ -31,6 +31,9 @@ Forged = tuple[np.ndarray, np.ndarray]
 # Takes a photo, its scene and people of its split, of whom the first is the one in the photo.
 Forger = Callable[[Drawing, Scene, list[Identity], np.random.Generator], Forged]
 
+PARTS = ("eyes", "nose", "mouth")
+EDITS = ("replace", "warp", "airbrush")
+
 
 def swap(photo: Drawing, scene: Scene, people: list[Identity], rng: np.random.Generator) -> Forged:
     """Another person's inner face on the person in the photo. A `Forger`."""
@@ -108,10 +111,6 @@ def _lattice(size: int, rng: np.random.Generator) -> np.ndarray:
     """The gain of two layers of transposed convolution, float32 (size, size, 3): it differs from phase to phase."""
     cell = rng.normal(1, 0.018, (4, 4, 3)).astype(np.float32)
     return np.tile(cell / cell.mean((0, 1)), (size // 4 + 1, size // 4 + 1, 1))[:size, :size]
-
-
-PARTS = ("eyes", "nose", "mouth")
-EDITS = ("replace", "warp", "airbrush")
 
 
 def retouch(photo: Drawing, scene: Scene, people: list[Identity], rng: np.random.Generator) -> Forged:

@@ -1,4 +1,4 @@
-"""A data set of drawn portraits and drawn fakes: a first run needs no download and nobody's face."""
+"""A data set of drawn portraits and drawn fakes, so that a first run needs no download and nobody's face."""
 
 import csv
 import os
@@ -85,13 +85,13 @@ def draw_sample(
 ) -> Iterator[Portrait]:
     """Draw `counts[split]` images a split, half of them fake, `size` x `size` pixels, in a fixed order.
 
-    The fakes are of the `kinds` given, names in `FORGERIES`, in turn. One kind makes the classes Real and
-    Fake; several make Real and one class a kind ("Swap"), real images being as many as all fakes together, so
-    that real against fake stays balanced. The three photos of each class of one person share out the kinds.
+    The fakes are of the given `kinds`, names in `FORGERIES`, in turn. One kind makes the classes Real and Fake; several
+    make Real and one class per kind ("Swap"), with as many real images as all fakes together. The three photos of each
+    class of one person share the kinds among them.
 
-    An image depends on the seed, its split, its number and the kinds alone, not on the counts or the workers;
-    its kinds change nothing but which forger is at work. Nobody is in two splits, be it as a donor. After each
-    image of the split "Test" comes the same image in "Test_Perturbed", corrupted as in published test sets.
+    An image depends only on the seed, its split, its number and the kinds, and the kinds decide only which forger makes
+    the fake. Nobody is in two splits, not even as a donor. Each image of the split "Test" is followed by the same image
+    in "Test_Perturbed", corrupted as in published test sets.
     """
     tasks = [(split, i) for split, count in counts.items() for i in range(count)]
     draw = partial(_draw, seed=seed, size=size, kinds=kinds)
@@ -105,7 +105,7 @@ def draw_sample(
 
 
 def _begin_worker(parent: int) -> None:
-    """One thread a process; on POSIX it ends with its parent, also with one that was killed and could not tell."""
+    """Use one thread per process; on POSIX the process ends with its parent, even if that is killed."""
     cv2.setNumThreads(1)
 
     def watch() -> None:
@@ -117,7 +117,7 @@ def _begin_worker(parent: int) -> None:
 
 
 def _draw(task: tuple[str, int], seed: int, size: int, kinds: Sequence[str]) -> list[Portrait]:
-    """One image of a split, even ones real, odd ones fake; in the test split, with its perturbed twin."""
+    """One image of a split, an even one real, an odd one fake; in the test split, with its perturbed copy."""
     split, i = task
     number, fake = divmod(i, 2)
     person = number // PHOTOS

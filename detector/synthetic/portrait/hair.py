@@ -244,8 +244,7 @@ def _braids(s: Sitting) -> None:
 
 
 def _headscarf(s: Sitting) -> None:
-    who, c, p, px, w = s.who, s.canvas, s.pose, s.px, s.who.width
-    cloth = who.accessory
+    who, c, p, px, w, cloth = s.who, s.canvas, s.pose, s.px, s.who.width, s.who.accessory
     hood = [(0, -1.14), (0.5, -1.06), (w + 0.08, -0.6), (w + 0.17, 0.0), (w + 0.12, 0.6)]
     outer = closed(mirrored([*hood, (0.75, 1.1), (0.95, 1.6), (0.7, 1.9), (0, 1.95)]))
     brow = [(0, -0.62), (0.36, -0.56), (w - 0.13, -0.25), (w - 0.07, 0.2)]
@@ -269,8 +268,7 @@ def _headscarf(s: Sitting) -> None:
 
 
 def _beanie(s: Sitting) -> None:
-    who, c, p, px, w = s.who, s.canvas, s.pose, s.px, s.who.width
-    cloth = who.accessory
+    who, c, p, px, w, cloth = s.who, s.canvas, s.pose, s.px, s.who.width, s.who.accessory
     half = [(0.42, -1.22), (w + 0.02, -0.85), (w + 0.06, -0.42)]
     dome = p(closed([(0, -1.30), *half, (0, -0.52), *((-x, y) for x, y in reversed(half))]), -0.02)
     half = [(0.4, -0.70), (w + 0.08, -0.56), (w + 0.08, -0.30), (0.4, -0.43)]
