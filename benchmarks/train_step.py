@@ -29,7 +29,7 @@ from detector.models.backend import keras, make_deterministic
 from detector.models.network import build_network, resolve_precision
 from detector.models.weights import InitialWeights
 from detector.params import AugmentParams, load_params
-from detector.training.loop import Phase, begin_phase
+from detector.training.phases import Phase, begin_phase
 from detector.training.sampling import Draw, training_batches
 
 INSTRUCTION_SETS = {  # flag in /proc/cpuinfo: oneDNN's name, the most capable first

@@ -16,7 +16,10 @@ from detector.params import flatten, load_params
 from detector.paths import DATA_SUMMARY, HISTORY, MODEL, PREPARED, TRAIN_SUMMARY, TRAINING_RUN, project_root
 from detector.tracking import runs, store
 from detector.training.checkpoint import Checkpoint, fingerprint
-from detector.training.loop import Split, best_epoch, phase, train
+from detector.training.loop import train
+from detector.training.phases import phase
+from detector.training.selection import best_epoch
+from detector.training.split import Split
 
 
 def main() -> None:

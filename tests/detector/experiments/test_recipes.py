@@ -13,8 +13,8 @@ from detector.errors import UserError
 from detector.experiments import recipes
 from detector.params import Params, check_params, flatten, load_params, read_yaml
 from detector.paths import project_root
-from detector.training.loop import best_epoch, epochs_since_best
 from detector.training.optimizer import plateau_learning_rate
+from detector.training.selection import best_epoch, epochs_since_best
 
 ROOT = project_root()
 # The notebook's recipe once more. What it has no word for (head_epochs, mixup, ...) is at what switches it off.
