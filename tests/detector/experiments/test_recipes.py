@@ -36,6 +36,7 @@ NOTEBOOK = {
     "augment.cutout": 0,
     "augment.corruption.generic": 0,
     "augment.corruption.matched": 0,
+    "augment.corruption.other": 0,
     "augment.self_blend.rate": 0,
     "train.epochs": 10,
     "train.batch_size": 32,
@@ -211,7 +212,7 @@ def test_what_is_wrong_is_said_in_one_line_before_any_work(project, monkeypatch,
         ("train: {epoch: 3}", "recipes/own.yaml: train.epoch: unknown key"),
         ("train: {epochs: 3", "not valid YAML"),
         ("- train", "must hold sections and keys"),
-        ("train: {epochs: 3, epochs: 4}", "epochs stands twice"),
+        ("train: {epochs: 3, epochs: 4}", "epochs occurs twice"),
     ],
 )
 def test_a_recipe_that_is_wrong_is_named(project, text, words):
