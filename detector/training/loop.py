@@ -13,7 +13,7 @@ from detector.data.loader import stored_batches
 from detector.errors import UserError
 from detector.models.backend import keras
 from detector.models.outputs import EPSILON, network_outputs, p_fake
-from detector.params import Params
+from detector.params import Params, TrainParams
 from detector.training.augmenter import Augmenter
 from detector.training.checkpoint import Checkpoint
 from detector.training.optimizer import averaged_weights, plateau_learning_rate
@@ -33,18 +33,17 @@ def train(
 ) -> tuple["keras.Model", list[dict]]:
     """Minimise the cross-entropy with Adam, phase by phase, and return the best epoch.
 
-    Every choice is made by the validation split. With the same arguments, the same machine and
-    `make_deterministic`, the result is the same, also when the training was killed and resumed from `checkpoint`.
+    Every choice is made by the validation split. With the same arguments, machine and `make_deterministic`, the result
+    is the same, also when the training was killed and resumed from `checkpoint`.
 
     Args:
         build: image size in pixels -> the untrained network for it, with the same weights for every size.
         on_epoch: called after each epoch with its row of the history and its duration in seconds.
 
     Returns:
-        The model with the weights (their average, if `train.ema_decay` is set) of the best epoch, as of `best_epoch`,
-        and the history. Its rows have epoch, counted from 1, loss, accuracy, val_loss, val_accuracy, val_auc (of
-        P(fake)), val_auc_<source> if there are several sources, learning_rate at the end of the epoch and, with
-        progressive training, image_size.
+        The model with the weights (with `train.ema_decay`, their average) of the best epoch, and the history: a row for
+        each epoch, counted from 1, with epoch, loss, accuracy, val_loss, val_accuracy, val_auc (of P(fake)),
+        val_auc_<source> of several sources, learning_rate at its end and, with progressive training, image_size.
 
     Raises:
         UserError: the loss is no longer finite, or params do not fit the data.
@@ -65,17 +64,11 @@ def train(
             model.optimizer.learning_rate.assign(plateau_learning_rate(history[settings.head_epochs :], settings))
         _seed_dropout(model, params.seed, epoch)
         draw = augmenter.draws(now.augment, now.image_size)
-        with tqdm(total=sampler.steps, desc=f"epoch {epoch}/{settings.epochs}", disable=None, leave=False) as bar:
-            fitted = _fit(model, sampler.batches(draw, epoch), sampler.steps, bar)
+        fitted = _fit(model, sampler.batches(draw, epoch), sampler.steps, f"epoch {epoch}/{settings.epochs}")
 
         with averaged_weights(model, sampler.images(draw, epoch, settings.ema_norm_images)):
             outputs = network_outputs(model, stored_batches(validation.reader, now.image_size, sampler.batch_size))
-            if not (math.isfinite(fitted["loss"]) and np.isfinite(outputs).all()):
-                key = "head_learning_rate" if now.head_alone else "learning_rate"
-                raise UserError(
-                    f"train.{key}: the loss is no longer finite in epoch {epoch}; "
-                    f"set it lower than {getattr(settings, key)}"
-                )
+            _check_finite(fitted["loss"], outputs, epoch, settings)
             row = {"epoch": epoch, **fitted, **_validation_metrics(validation, outputs, shares)}
             row["learning_rate"] = float(str(np.float32(model.optimizer.learning_rate)))  # 0.001, not 0.0010000000475
             if settings.progressive.image_size:
@@ -92,8 +85,8 @@ def train(
     return model, history
 
 
-def _fit(model: "keras.Model", batches: Iterator[tuple[np.ndarray, ...]], steps: int, bar: tqdm) -> dict[str, float]:
-    """Train for one epoch and return its loss and accuracy.
+def _fit(model: "keras.Model", batches: Iterator[tuple[np.ndarray, ...]], steps: int, title: str) -> dict[str, float]:
+    """Train for one epoch, with a progress bar of this title, and return its loss and accuracy.
 
     Raises:
         UserError: as raised by `batches`; TensorFlow would turn it into an error of its own.
@@ -108,12 +101,23 @@ def _fit(model: "keras.Model", batches: Iterator[tuple[np.ndarray, ...]], steps:
             raise
 
     try:
-        fitted = model.fit(watched(), steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[_Progress(bar)])
+        with tqdm(total=steps, desc=title, disable=None, leave=False) as bar:
+            fitted = model.fit(watched(), steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[_Progress(bar)])
     except Exception:
         if errors:
             raise errors[0] from None
         raise
     return {name: fitted.history[name][-1] for name in ("loss", "accuracy")}
+
+
+def _check_finite(loss: float, outputs: np.ndarray, epoch: int, params: TrainParams) -> None:
+    """Raise UserError if the training has diverged."""
+    if math.isfinite(loss) and np.isfinite(outputs).all():
+        return
+    key = "head_learning_rate" if epoch <= params.head_epochs else "learning_rate"
+    raise UserError(
+        f"train.{key}: the loss is no longer finite in epoch {epoch}; set it lower than {getattr(params, key)}"
+    )
 
 
 def _validation_metrics(
