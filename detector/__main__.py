@@ -19,7 +19,7 @@ COMMANDS = {  # command -> the module whose main() it is, and what it does; impo
     "leaderboard": ("detector.experiments.leaderboard", "all evaluated runs in one table"),
     "registry": ("detector.experiments.promote", "list the registered models, make the better one champion"),
     "recipe": ("detector.experiments.recipes", "run the pipeline with a named set of parameters, as an experiment"),
-    "ui": ("detector.tracking.runs", "open the MLflow UI: ui [PORT]"),
+    "ui": ("detector.tracking.ui", "open the MLflow UI: ui [PORT]"),
 }
 
 

@@ -10,6 +10,7 @@ from detector.evaluation import bootstrap
 from detector.evaluation.calibration import Calibration
 from detector.evaluation.images import Output, part_of
 from detector.models.outputs import p_fake as p_fake_of
+from detector.params import CORRUPTION_SETS
 
 RUNG_COLUMNS = (
     *(
@@ -103,7 +104,8 @@ def stress_ladder(test: pd.DataFrame, output: Output, calibration: Calibration, 
 
 def stress_summary(ladder: pd.DataFrame) -> dict[str, object]:
     """The ladder in a few numbers: images, and mean AUC and accuracy, undamaged and over each corruption set."""
-    corruption_sets = {"undamaged": "", "generic": "generic", "matched": "matched"}
+    known_sets = {corruption.corruption_set for corruption in CORRUPTIONS.values()}
+    corruption_sets = {"undamaged": "", **{name: name for name in CORRUPTION_SETS if name in known_sets}}
     means = {
         name: ladder.loc[ladder["corruption_set"] == corruption_set, ["auc", "accuracy"]].mean()
         for name, corruption_set in corruption_sets.items()
