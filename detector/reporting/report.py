@@ -83,7 +83,7 @@ def render(
     stress = _numbers(stress, text=("name", "family", "corruption_set"))
     by_attribute = _numbers(by_attribute, text=("set", "attribute", "value"))
     sections = [
-        Section("verdict", "The verdict", _verdict(data, calibration, evaluation)),
+        Section("verdict", "The verdict", _verdict(data, calibration, evaluation, run)),
         Section("tested", "What was tested", _tested(data, evaluation, album, run)),
         Section("choices", "How the choices were made", _choices(train, calibration, album, run)),
         Section("results", "Results on each test set", _results(calibration, evaluation, pooled, album, run)),
@@ -286,10 +286,10 @@ def _byline(data: Mapping, run: Mapping) -> list[str]:
     ]
 
 
-def _verdict(data: Mapping, calibration: Mapping, evaluation: Mapping[str, Mapping]) -> list[Block]:
+def _verdict(data: Mapping, calibration: Mapping, evaluation: Mapping[str, Mapping], run: Mapping) -> list[Block]:
     home, *others = evaluation
-    first = evaluation[home]
-    leads = [f"On “{home}”, the test images of its own data, the detector {_in_short(first)}"]
+    first, whose = evaluation[home], "" if run.get("converted") else " the test images of its own data,"
+    leads = [f"On “{home}”,{whose} the detector {_in_short(first)}"]
     if data["source"] == DRAWN_SAMPLE:
         leads.insert(0, "All faces here are drawn by a program: the figures say nothing about photographs.")
     leads += _guessing({home: first})
@@ -626,8 +626,8 @@ def _choices(train: Mapping, calibration: Mapping, album: _Album, run: Mapping) 
         band = f"No unsure band: by the threshold alone, {held}, on those images."
     return [
         Text(
-            "What the pipeline chooses, it chooses by training and validation images, before it scores a test image: "
-            f"{'the model, ' if best else ''}{chosen}."
+            f"What the pipeline chooses, it chooses by {'training and ' if best else ''}validation images, before it "
+            f"scores a test image: {'the model, ' if best else ''}{chosen}."
         ),
         Points(
             [

@@ -41,6 +41,7 @@ def params(name: str, size: int | None = None) -> ModelParams:
         dense_units=16,
         dropout=0.3,
         batch_norm_momentum=0.83,
+        pixels="backbone",
     )
 
 

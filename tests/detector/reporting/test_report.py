@@ -668,3 +668,19 @@ def test_heat_that_is_nowhere():
     found["intervals"] = dict.fromkeys(("heat_share", "ratio", "pointing_game"))
     text = Page(render(**inputs({"test": set_metrics(100, 100, 5, 14, localisation=found)}))).text
     assert "not defined" in text
+
+
+def test_a_converted_model_is_not_said_to_have_been_trained_here():
+    sets = {"test": set_metrics(100, 100, 5, 14), "elsewhere": set_metrics(50, 50, 5, 5, seen_in_training=0)}
+    given = inputs(sets)
+    given["train"] = {"weights": "converted", "file": "mine.h5", "sha256": "ab" * 32, "command": "convert mine.h5"}
+    command = "convert mine.h5 --classes Fake Real --pixels 0..1"
+    given["run"] |= {"converted": "mine.h5", "converted_by": command}
+    ours, text = Page(render(**inputs(sets))).text, Page(render(**given)).text
+    assert "a detector converted from mine.h5, on the drawn sample" in text
+    assert "trained elsewhere, converted from mine.h5" in text
+    assert "If test images were among it, the figures flatter" in text
+    assert f"python -m detector {command} dvc repro -s evaluate plot" in text
+    for untrue in ("never trained on", "Nothing was trained", "learns from train", "its own data", "trained once from"):
+        assert untrue in ours and untrue not in text
+    assert "converted" not in ours and "converted_by" not in text

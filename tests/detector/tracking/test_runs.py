@@ -254,3 +254,14 @@ def test_processes_that_open_a_fresh_store_at_once(folder):
     client, experiment = store.connect()
     assert len(client.search_runs([experiment])) == 4
     assert len(client.search_experiments(filter_string="name = 'deepfake-detector'")) == 1
+
+
+def test_an_evaluation_tells_a_run_what_its_training_could_not(folder):
+    with runs.training_run({}, {"weights": "converted", "mlflow.source.name": "convert"}, None, "mine") as run_id:
+        pass
+    assert runs.evaluation_run(run_id, {"evaluate.data": "d1"}, {"data.digest": "d1", "weights": "?"}) == run_id
+    run = store.connect()[0].get_run(run_id)
+    told = [run.data.tags[key] for key in ("data.digest", "weights", "mlflow.source.name")]
+    assert run.info.run_name == "mine" and told == ["d1", "converted", "convert"]
+    child = runs.evaluation_run(run_id, {"evaluate.data": "d2"}, {"data.digest": "d2"})
+    assert child != run_id and store.connect()[0].get_run(child).data.tags["data.digest"] == "d2"
