@@ -71,9 +71,8 @@ def server(service: "Service", token: str | None = None) -> "uvicorn.Server":
 
     from detector.serve.app import create_app
 
-    logging.getLogger("python_multipart").setLevel(
-        logging.ERROR
-    )  # its warnings hold bytes of requests, as Uvicorn's do
+    # Warnings of either library hold bytes of requests.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     config = uvicorn.Config(
         create_app(service, token),
         http="h11",
