@@ -147,9 +147,9 @@ def load(url: str, clients: int, seconds: float, files: list[bytes], per_request
 
 def bare(model: Path, size: int, batch: int, seconds: float) -> float:
     """Images a second of the engine alone."""
-    from detector.inference.openvino import load_engine
+    from detector.inference.openvino import Engine
 
-    engine = load_engine(model)
+    engine = Engine(model)
     crops = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
     engine.predict_on_batch(crops)
     start, done = time.perf_counter(), 0

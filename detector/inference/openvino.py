@@ -14,19 +14,18 @@ import subprocess
 import sys
 from pathlib import Path
 from threading import Lock
-from typing import Literal
 
 import numpy as np
 from filelock import FileLock
 
 from detector.errors import UserError, exit_on_user_error
 from detector.evaluation.calibration import UNCALIBRATED
-from detector.inference.detector import Detector, Network
+from detector.inference.detector import Detector
 from detector.models.file import read_card
 
 AGREEMENT = 2e-5  # uncalibrated P(fake) on the processor against Keras's; a temperature of 0.2 makes it 1e-4
 CONVERSION_SECONDS = 600
-PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+_OPTIONS = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
 _NETWORK = "network.xml"
 
 _log = logging.getLogger(__name__)
@@ -43,33 +42,19 @@ class Engine:
         folder: where the converted network lies.
     """
 
-    def __init__(
-        self,
-        path: Path | str,
-        precision: Literal["float32", "bfloat16"] = "float32",
-        threads: int = 0,
-    ):
-        """Load the converted network, converting first if that is yet to be done (half a minute).
-
-        Args:
-            path: a model file of this project.
-            precision: of the arithmetic. bfloat16 has 3 digits: scores move by some hundredths.
-            threads: at most so many; 0 is as many as there are cores.
+    def __init__(self, path: Path | str):
+        """Load the converted network of a model file; convert it first if that is yet to be done (half a minute).
 
         Raises:
             NotConverted: OpenVINO is missing or cannot do it.
             UserError: the file is no model of this project.
         """
         read_card(path)
-        openvino = _openvino()
-        core = openvino.Core()
-        options = {"INFERENCE_PRECISION_HINT": PRECISIONS[precision], "PERFORMANCE_HINT": "LATENCY"}
-        if threads:
-            options["INFERENCE_NUM_THREADS"] = threads
+        core = _openvino().Core()
         for last in (False, True):
             self.folder = _converted(Path(path))
             try:
-                compiled = core.compile_model(core.read_model(self.folder / _NETWORK), "CPU", options)
+                compiled = core.compile_model(self.folder / _NETWORK, "CPU", _OPTIONS)
                 break
             except RuntimeError as error:  # damaged, or written by a later OpenVINO: convert once more
                 if last:
@@ -84,13 +69,13 @@ class Engine:
             return self._request.infer(np.ascontiguousarray(batch), share_inputs=True)[0].copy()
 
 
-def load_engine(path: Path | str) -> Network:
-    """`Engine`, or with one line of warning the Keras network where OpenVINO cannot be had; UserError if both fail."""
+def load_engine(path: Path | str) -> Engine | None:
+    """`Engine`; None, after one line of warning, where OpenVINO cannot be had; UserError if the file is no model."""
     try:
         return Engine(path)
     except NotConverted as reason:
         _log.warning("%s: no OpenVINO (%s); Keras computes instead, some times slower", path, reason)
-        return Detector(path, UNCALIBRATED).model
+        return None
 
 
 def convert(path: Path, folder: Path) -> None:
@@ -113,8 +98,7 @@ def convert(path: Path, folder: Path) -> None:
         raise NotConverted(_reason(error)) from None
     openvino.save_model(network, folder / _NETWORK, compress_to_fp16=False)
 
-    options = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(folder / _NETWORK, "CPU", options)
+    compiled = openvino.Core().compile_model(folder / _NETWORK, "CPU", _OPTIONS)
     images = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), np.uint8)
     images[1:3] = np.array([40, 200], np.uint8)[:, None, None, None]
     gap = float(np.abs(compiled(images)[0] - model.predict_on_batch(images)).max())
@@ -162,17 +146,11 @@ def _digest(path: Path) -> str:
 def _convert_apart(path: Path, folder: Path) -> None:
     """`convert` in a process of its own; its warnings and TensorFlow's are kept from the console."""
     _log.info("%s: converting for OpenVINO, this once", path)
-    root = Path(__file__).resolve().parents[2]
-    search = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "detector.inference.openvino", str(path.resolve()), str(folder.resolve())]
+    root = Path(__file__).resolve().parents[2]
     try:
         done = subprocess.run(
-            command,
-            env={**os.environ, "PYTHONPATH": search},
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=CONVERSION_SECONDS,
+            command, cwd=root, capture_output=True, text=True, errors="replace", timeout=CONVERSION_SECONDS
         )
     except subprocess.TimeoutExpired:
         raise NotConverted(f"not done in {CONVERSION_SECONDS} s") from None
