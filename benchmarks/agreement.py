@@ -17,13 +17,10 @@ import requests
 
 from detector.data.shards import ShardReader, read_manifest
 from detector.errors import exit_on_user_error
-from detector.evaluation.calibration import read_calibration
 from detector.files import read_text
-from detector.images import decode, resize
-from detector.inference.detector import interpret
+from detector.images import decode
+from detector.inference.detector import Detector, crop_faces
 from detector.inference.openvino import load_engine
-from detector.models.file import read_card
-from detector.models.outputs import network_outputs
 from detector.paths import EVALUATION_RUN, MODEL, PREDICTIONS, PREPARED
 from detector.serve.limits import FILES
 from detector.tracking import registry, store
@@ -51,16 +48,7 @@ def command_line(files: list[bytes]) -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
         for number, data in enumerate(files):
             (Path(folder) / f"{number:06d}.jpg").write_bytes(data)
-        command = [
-            sys.executable,
-            "-m",
-            "detector.inference.detector",
-            "--no-detect",
-            "--format",
-            "csv",
-            "--model",
-            str(MODEL),
-        ]
+        command = [sys.executable, "-m", "detector", "predict", "--no-detect", "--format", "csv", "--model", str(MODEL)]
         done = subprocess.run([*command, folder], capture_output=True, text=True, check=True)
     return np.array([float(row["p_fake"]) for row in csv.DictReader(io.StringIO(done.stdout))])
 
@@ -93,10 +81,9 @@ def pyfunc(files: list[bytes]) -> np.ndarray:
 
 def converted(files: list[bytes]) -> np.ndarray:
     """What serves the API, without HTTP."""
-    card, calibration = read_card(MODEL), read_calibration(MODEL)
-    images = [resize(decode(data), card.image_size) for data in files]
-    batches = [np.stack(images[start : start + 32]) for start in range(0, len(images), 32)]
-    return interpret(network_outputs(load_engine(MODEL), batches, calibration.flip), calibration, card).p_fake
+    detector = Detector(MODEL, network=load_engine(MODEL))
+    crops = (crop for data in files for crop in crop_faces(decode(data), detector.card.image_size))
+    return np.array([face.p_fake for face in detector.score(crops)])
 
 
 if __name__ == "__main__":

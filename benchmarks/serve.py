@@ -27,24 +27,22 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 
 SERVER = """
-import sys
+import sys, types
 from pathlib import Path
 import numpy as np
-from detector.serve import __main__ as command, service
-import detector.inference.openvino
+import detector.inference.openvino, detector.models.faces
+from detector.inference.detector import Detector
+from detector.serve import __main__ as command, limits
 if {stand_in}:
     class Brightness:
         def predict_on_batch(self, batch):
             return batch.reshape(len(batch), -1).mean(1, keepdims=True).astype(np.float32) / 255
-    detector.engine.load_engine = lambda path: Brightness()
-def whole(image, detect):
-    return [service.Region((0, 0, *image.shape[1::-1]), image, (0, 0, image.shape[1]))]
-service.Faces = lambda: whole
-service.GradCam.load = lambda self: None
-import types
+    detector.inference.openvino.load_engine = lambda path: Brightness()
+    Detector.model = None
+detector.models.faces.FaceFinder = lambda: None
 sys.modules["detector.inference.find_model"] = types.SimpleNamespace(find_model=Path)
 for name, value in {limits}.items():
-    setattr(service.limits, name, value)
+    setattr(limits, name, value)
 sys.argv[1:] = ["--port", "{port}", "--model", {model!r}]
 command.main()
 """
@@ -60,12 +58,7 @@ def service(model: Path, stand_in: bool = False, **limits):
     try:
         assert process.stdout.readline(), "the service did not start"
         url = f"http://127.0.0.1:{port}"
-        end = time.monotonic() + 20
-        while time.monotonic() < end:
-            with contextlib.suppress(requests.ConnectionError):
-                if requests.get(url + "/readyz", timeout=5).ok:
-                    break
-            time.sleep(0.05)
+        requests.get(url + "/readyz", timeout=60).raise_for_status()
         yield url, process
     finally:
         process.terminate()
@@ -154,9 +147,9 @@ def load(url: str, clients: int, seconds: float, files: list[bytes], per_request
 
 def bare(model: Path, size: int, batch: int, seconds: float) -> float:
     """Images a second of the engine alone."""
-    from detector.inference.openvino import load_engine
+    from detector.inference.openvino import Engine
 
-    engine = load_engine(model)
+    engine = Engine(model)
     crops = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
     engine.predict_on_batch(crops)
     start, done = time.perf_counter(), 0

@@ -1,14 +1,11 @@
 """The network on the processor at its fastest: OpenVINO, made from the model file once and kept beside it.
 
-`python -m detector.engine MODEL` converts ahead, for a machine that is to start fast or has no TensorFlow.
-
 The converted network takes what the Keras one takes, uint8 RGB of the model's size; its scaling is part of it. It
 lies in `<model>.openvino/<SHA-256 of the model file>/`, so another model is never served by an old conversion. The
-conversion runs in a process of its own: who finds it done needs no TensorFlow at all, and who does not is rid of
-TensorFlow's memory afterwards. It is kept only if it agrees with Keras.
+conversion runs in a process of its own, so that the memory that TensorFlow takes is free afterwards; a process that
+finds the converted network needs no TensorFlow at all. The network is kept only if it agrees with Keras.
 """
 
-import argparse
 import hashlib
 import logging
 import os
@@ -17,28 +14,21 @@ import subprocess
 import sys
 from pathlib import Path
 from threading import Lock
-from typing import Literal, Protocol
 
 import numpy as np
 from filelock import FileLock
 
 from detector.errors import UserError, exit_on_user_error
+from detector.evaluation.calibration import UNCALIBRATED
+from detector.inference.detector import Detector
 from detector.models.file import read_card
 
 AGREEMENT = 2e-5  # uncalibrated P(fake) on the processor against Keras's; a temperature of 0.2 makes it 1e-4
 CONVERSION_SECONDS = 600
-PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+_OPTIONS = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
 _NETWORK = "network.xml"
 
 _log = logging.getLogger(__name__)
-
-
-class Predictor(Protocol):
-    """What `detector.models.outputs.network_outputs` asks of a model; a Keras network is one."""
-
-    def predict_on_batch(self, batch: np.ndarray) -> np.ndarray:
-        """uint8 (b, size, size, 3) RGB -> float32 (b, 1) P(fake), or (b, classes), uncalibrated."""
-        ...
 
 
 class NotConverted(Exception):
@@ -52,58 +42,40 @@ class Engine:
         folder: where the converted network lies.
     """
 
-    def __init__(
-        self,
-        path: Path | str,
-        precision: Literal["float32", "bfloat16"] = "float32",
-        threads: int = 0,
-    ):
-        """Load the converted network, converting first if that is yet to be done (half a minute).
-
-        Args:
-            path: a model file of this project.
-            precision: of the arithmetic. bfloat16 has 3 digits: scores move by some hundredths.
-            threads: at most so many; 0 is as many as there are cores.
+    def __init__(self, path: Path | str):
+        """Load the converted network of a model file; convert it first if that is yet to be done (half a minute).
 
         Raises:
             NotConverted: OpenVINO is missing or cannot do it.
             UserError: the file is no model of this project.
         """
         read_card(path)
-        openvino = _openvino()
-        core = openvino.Core()
-        options = {"INFERENCE_PRECISION_HINT": PRECISIONS[precision], "PERFORMANCE_HINT": "LATENCY"}
-        if threads:
-            options["INFERENCE_NUM_THREADS"] = threads
-        self.folder = _converted(Path(path))
-        try:
-            compiled = core.compile_model(core.read_model(self.folder / _NETWORK), "CPU", options)
-        except RuntimeError:  # damaged, or written by a later OpenVINO
-            shutil.rmtree(self.folder, ignore_errors=True)
+        core = _openvino().Core()
+        for last in (False, True):
             self.folder = _converted(Path(path))
             try:
-                compiled = core.compile_model(core.read_model(self.folder / _NETWORK), "CPU", options)
-            except RuntimeError as error:
-                raise NotConverted(_reason(error)) from None
+                compiled = core.compile_model(self.folder / _NETWORK, "CPU", _OPTIONS)
+                break
+            except RuntimeError as error:  # damaged, or written by a later OpenVINO: convert once more
+                if last:
+                    raise NotConverted(_reason(error)) from None
+                shutil.rmtree(self.folder, ignore_errors=True)
         self._request = compiled.create_infer_request()
         self._lock = Lock()
 
     def predict_on_batch(self, batch: np.ndarray) -> np.ndarray:
-        """As `Predictor`; any number of images at a time."""
+        """As `detector.Network`; any number of images at a time."""
         with self._lock:  # a request holds one batch's memory; more at once would not be faster
             return self._request.infer(np.ascontiguousarray(batch), share_inputs=True)[0].copy()
 
 
-def load_engine(path: Path | str) -> Predictor:
-    """`Engine`, or with one line of warning the Keras network where OpenVINO cannot be had; UserError if both fail."""
+def load_engine(path: Path | str) -> Engine | None:
+    """`Engine`; None, after one line of warning, where OpenVINO cannot be had; UserError if the file is no model."""
     try:
         return Engine(path)
     except NotConverted as reason:
         _log.warning("%s: no OpenVINO (%s); Keras computes instead, some times slower", path, reason)
-        from detector.evaluation.calibration import UNCALIBRATED
-        from detector.inference.detector import Detector
-
-        return Detector(path, UNCALIBRATED).model
+        return None
 
 
 def convert(path: Path, folder: Path) -> None:
@@ -115,9 +87,6 @@ def convert(path: Path, folder: Path) -> None:
     size = read_card(path).image_size
     openvino = _openvino()
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    from detector.evaluation.calibration import UNCALIBRATED
-    from detector.inference.detector import Detector
-
     model = Detector(path, UNCALIBRATED).model
     import tensorflow as tf
 
@@ -129,8 +98,7 @@ def convert(path: Path, folder: Path) -> None:
         raise NotConverted(_reason(error)) from None
     openvino.save_model(network, folder / _NETWORK, compress_to_fp16=False)
 
-    options = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(folder / _NETWORK, "CPU", options)
+    compiled = openvino.Core().compile_model(folder / _NETWORK, "CPU", _OPTIONS)
     images = np.random.default_rng(0).integers(0, 256, (4, size, size, 3), np.uint8)
     images[1:3] = np.array([40, 200], np.uint8)[:, None, None, None]
     gap = float(np.abs(compiled(images)[0] - model.predict_on_batch(images)).max())
@@ -149,7 +117,7 @@ def _converted(path: Path) -> Path:
         home.mkdir(exist_ok=True)
         with FileLock(home / "lock"):
             if not (folder / _NETWORK).is_file():
-                part = home / "part"  # one there is left from a process that was killed
+                part = home / "part"  # may be left over from a process that was killed
                 for stale in (part, folder):
                     shutil.rmtree(stale, ignore_errors=True)
                 part.mkdir()
@@ -160,7 +128,7 @@ def _converted(path: Path) -> Path:
                     os.rename(part, folder)
                 finally:
                     shutil.rmtree(part, ignore_errors=True)
-                for old in home.iterdir():  # of what the file held before
+                for old in home.iterdir():  # conversions of former models in this file
                     if old.is_dir() and old != folder:
                         shutil.rmtree(old, ignore_errors=True)
         return folder
@@ -178,34 +146,21 @@ def _digest(path: Path) -> str:
 def _convert_apart(path: Path, folder: Path) -> None:
     """`convert` in a process of its own; its warnings and TensorFlow's are kept from the console."""
     _log.info("%s: converting for OpenVINO, this once", path)
+    command = [sys.executable, "-m", "detector.inference.openvino", str(path.resolve()), str(folder.resolve())]
     root = Path(__file__).resolve().parents[2]
-    search = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    command = [
-        sys.executable,
-        "-m",
-        "detector.inference.openvino",
-        "--into",
-        str(folder.resolve()),
-        str(path.resolve()),
-    ]
     try:
         done = subprocess.run(
-            command,
-            env={**os.environ, "PYTHONPATH": search},
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=CONVERSION_SECONDS,
+            command, cwd=root, capture_output=True, text=True, errors="replace", timeout=CONVERSION_SECONDS
         )
     except subprocess.TimeoutExpired:
         raise NotConverted(f"not done in {CONVERSION_SECONDS} s") from None
     if done.returncode:
-        said = done.stderr.strip().splitlines()
-        raise NotConverted(said[-1].removeprefix("error: ")[:160] if said else f"exit code {done.returncode}")
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise NotConverted(lines[-1].removeprefix("error: ")[:160])
 
 
 def _openvino():
-    """The package, without its telemetry: absent, that is what it does not load. It would write home on import."""
+    """The package, without its telemetry, which would connect to a server on import: it is made to look missing."""
     sys.modules.setdefault("openvino_telemetry", None)
     try:
         import openvino
@@ -219,17 +174,12 @@ def _reason(error: Exception) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m detector.engine", description="Convert a model file for OpenVINO.")
-    parser.add_argument("model", type=Path, help="a .keras file of this project")
-    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)  # what `_convert_apart` asks for
-    arguments = parser.parse_args()
+    """What `_convert_apart` runs: the model file and the folder are the arguments."""
+    model, folder = map(Path, sys.argv[1:])
     try:
-        if arguments.into:
-            convert(arguments.model, arguments.into)
-        else:
-            print(Engine(arguments.model).folder)
+        convert(model, folder)
     except NotConverted as reason:
-        raise UserError(f"{arguments.model}: OpenVINO cannot be used ({reason})") from None
+        raise UserError(str(reason)) from None
 
 
 if __name__ == "__main__":

@@ -19,16 +19,19 @@ class ImageScorer(mlflow.pyfunc.PythonModel):
             `p_fake`, calibrated, 0..1; `label`, the class it is called; `verdict`, that class or "unsure".
 
         Raises:
-            MlflowException: something is no image; a server answers with status 400.
+            MlflowException: an entry is no image; a server answers with status 400.
         """
-        from detector.images import BrokenImage
+        from detector.images import BrokenImage, decode
+        from detector.inference.detector import crop_faces
 
+        size = self._detector.card.image_size
+        wholes = (crop for data in model_input["image"] for crop in crop_faces(decode(data), size))
         try:
-            found = self._detector.predict_files(model_input["image"])
+            rows = [(face.p_fake, face.label, face.verdict) for face in self._detector.score(wholes)]
         except BrokenImage as error:
-            said = f"column image: {error}; give whole image files, in JSON as base64 within dataframe_split"
-            raise mlflow.MlflowException.invalid_parameter_value(said) from None
-        return pd.DataFrame({"p_fake": found.p_fake, "label": found.labels, "verdict": found.verdicts})
+            message = f"column image: {error}; give whole image files, in JSON as base64 within dataframe_split"
+            raise mlflow.MlflowException.invalid_parameter_value(message) from None
+        return pd.DataFrame(rows, columns=["p_fake", "label", "verdict"]).astype({"p_fake": float})
 
 
 mlflow.models.set_model(ImageScorer())

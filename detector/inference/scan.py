@@ -5,55 +5,40 @@ few images and one batch, however many files there are.
 """
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from detector.data.loader import map_ahead
 from detector.errors import UserError
-from detector.images import BrokenImage, decode, resize, shrink_to
-from detector.models.faces import MARGIN, FaceFinder, crop
+from detector.images import BrokenImage, decode
+from detector.inference.detector import BATCH, Crop, ScoredFace, crop_faces
+from detector.models.faces import MARGIN, FaceFinder
 from detector.prepare.archives import archive_suffix, attempt, open_store, reason_to_ignore, whole
 
 if TYPE_CHECKING:
     from detector.inference.detector import Detector
 
-BATCH = 32
-NO_FACE = "no face"
-SHOWN = 512  # pixels of the longer side of a face that is explained
 File = tuple[str, Callable[[], bytes | OSError]]  # the name to show, and what reads it
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is said of one face, or of an image as it is, or of a file without either.
+    """One face of a file; or a file in which no face is found, or that could not be read.
 
     Attributes:
         path: the file; of a member of an archive, the archive's path, a slash and the member's.
-        face: 1 for the largest face of the image; None if none was found or looked for.
-        box: the face, (left, top, right, bottom) in pixels.
-        p_fake: calibrated P(fake) in 0..1.
-        label: the class that it is called, whether that is sure or not.
-        verdict: the same class, "unsure", or "no face"; None of a file that could not be read.
-        error: why it could not.
+        number: 1 for the largest face of the image; None if none was found or looked for.
+        face: what the detector says of it; None if there is none.
+        error: why the file could not be read.
     """
 
     path: str
-    face: int | None = None
-    box: tuple[int, int, int, int] | None = None
-    p_fake: float | None = None
-    label: str | None = None
-    verdict: str | None = None
+    number: int | None = None
+    face: ScoredFace | None = None
     error: str | None = None
-
-
-Explain = Callable[[Row, np.ndarray, np.ndarray], None]  # row, face uint8 (h, w, 3), heat float32 (h, w)
 
 
 def list_files(paths: Iterable[str]) -> Iterator[File]:
@@ -72,83 +57,57 @@ def list_files(paths: Iterable[str]) -> Iterator[File]:
 
 
 def scan(
-    files: Iterable[File],
-    detector: "Detector",
-    finder: FaceFinder | None,
-    margin: float = MARGIN,
-    explain: Explain | None = None,
+    files: Iterable[File], detector: "Detector", finder: FaceFinder | None, margin: float = MARGIN, picture: int = 0
 ) -> Iterator[Row]:
     """A row for every face in `files`, in their order, each as soon as its batch is scored.
 
     Args:
-        finder: None takes every image as it is, for one face.
-        margin: around a face, as `faces.crop`.
-        explain: called with every scored row, the face (scaled down to `SHOWN` pixels) and its heatmap.
+        finder, margin, picture: as `crop_faces`.
     """
     size = detector.card.image_size
 
-    def look(file: File) -> list[tuple[Row, np.ndarray | None, np.ndarray | None]]:
-        """The rows of a file, still without scores; of each face the network's input, and the picture to explain."""
+    def rows_of(file: File) -> list[tuple[Row, Crop | None]]:
+        """The rows of a file without their scores, each with the face that is to be scored."""
         path, read = file
         data = read()
         if isinstance(data, OSError):
-            return [(Row(path, error=data.strerror or str(data)), None, None)]
+            return [(Row(path, error=data.strerror or str(data)), None)]
         try:
-            image = decode(data)
+            faces = list(crop_faces(decode(data), size, finder, margin, picture))
         except BrokenImage as error:
-            return [(Row(path, error=str(error)), None, None)]
-        if finder is None:
-            faces = [(Row(path), image)]
-        else:
-            found = enumerate(finder.find(image), 1)
-            faces = [(Row(path, number, face.box), crop(image, face, margin)) for number, face in found]
-        if not faces:
-            return [(Row(path, verdict=NO_FACE), None, None)]
-        # A copy: a view into a large photograph would keep all of it in memory.
-        return [
-            (row, resize(pixels, size).copy(), shrink_to(pixels, SHOWN).copy() if explain else None)
-            for row, pixels in faces
-        ]
+            return [(Row(path, error=str(error)), None)]
+        return [(Row(path, finder and number), face) for number, face in enumerate(faces, 1)] or [(Row(path), None)]
 
-    def score(waiting: list[tuple[Row, np.ndarray | None, np.ndarray | None]]) -> Iterator[Row]:
-        found = [(pixels, shown) for _, pixels, shown in waiting if pixels is not None]
-        said = detector.predict([pixels for pixels, _ in found], BATCH) if found else None
-        heat = iter(detector.explain([shown for _, shown in found]) if explain and found else ())
-        number = count()
-        for row, pixels, shown in waiting:
-            if pixels is not None:
-                i = next(number)
-                row = replace(row, p_fake=float(said.p_fake[i]), label=said.labels[i], verdict=said.verdicts[i])
-                if explain:
-                    explain(row, shown, next(heat))
-            yield row
+    def scored(waiting: list[tuple[Row, Crop | None]]) -> Iterator[Row]:
+        faces = detector.score(face for _, face in waiting if face)
+        for row, face in waiting:
+            yield replace(row, face=next(faces)) if face else row
 
-    waiting, faces = deque(), 0
-    for looked_at in map_ahead(look, files):
-        for item in looked_at:
-            waiting.append(item)
-            faces += item[1] is not None
-            if not faces:
-                yield waiting.popleft()[0]
-            elif faces == BATCH or len(waiting) == 8 * BATCH:  # the latter where faces are rare
-                yield from score(list(waiting))
-                waiting.clear()
-                faces = 0
-    yield from score(list(waiting))
+    waiting, faces = [], 0
+    for rows in map_ahead(rows_of, files):
+        for row in rows:
+            waiting.append(row)
+            faces += row[1] is not None
+            if faces in (0, BATCH) or len(waiting) == 8 * BATCH:  # the latter where faces are rare
+                yield from scored(waiting)
+                waiting, faces = [], 0
+    yield from scored(waiting)
 
 
 def _folder(path: str) -> Iterator[File]:
     refused: list[OSError] = []
     for folder, folders, names in os.walk(path, onerror=refused.append):
         while refused:
-            error = refused.pop()
-            yield error.filename, partial(_given, error)
+            yield _unreadable(refused.pop())
         folders[:] = sorted(name for name in folders if not reason_to_ignore(f"{name}/image.png"))
         for name in sorted(names):
             if not reason_to_ignore(name):
                 yield os.path.join(folder, name), partial(attempt, _read, os.path.join(folder, name))
-    for error in refused:
-        yield error.filename, partial(_given, error)
+    yield from map(_unreadable, refused)
+
+
+def _unreadable(error: OSError) -> File:
+    return error.filename, partial(_given, error)
 
 
 def _archive(path: str) -> Iterator[File]:
@@ -170,4 +129,4 @@ def _read(path: str) -> bytes:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe that nobody writes to would hold up the run
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe without a writer would block the run

@@ -1,4 +1,8 @@
-"""What the service takes, holds and waits for at most: all of its limits, in one place."""
+"""What the service takes, holds and waits for at most.
+
+Clients that are slow to send their headers or to read their answers are for the proxy in front of the service to limit:
+Uvicorn has no time-out for them.
+"""
 
 from detector.images import FORMATS
 
@@ -16,7 +20,7 @@ FORMATS = FORMATS
 REQUESTS = 128  # taken and not yet answered
 HELD_BYTES = 256 * MIB  # of uploads in memory
 CROPS = 512  # waiting for the network
-CONNECTIONS = 512
+CONNECTIONS = 512  # open ones; Uvicorn answers 503 in plain text beyond it
 IMAGES_AT_ONCE = 2  # decoded and searched for faces
 
 # The network
@@ -24,11 +28,7 @@ BATCH = 16  # crops at a time
 WAIT_SECONDS = 0.003  # for more of them, when there is nothing else to do
 
 # Seconds
-HEADER_SECONDS = 10  # from the first byte of a request, or from connecting, to the end of its headers
-UPLOAD_SECONDS = 30  # to the end of its body
+UPLOAD_SECONDS = 30  # from the headers of a request to the end of its body
 ANSWER_SECONDS = 30  # from there to the answer
-SEND_SECONDS = 30  # for a client to take what it was sent
-LINGER_SECONDS = 5  # to go on sending what has been refused
 KEEP_ALIVE_SECONDS = 15
-NOTICE_SECONDS = 1  # after SIGTERM, in which new work is refused in words before new connections are
-RETRY_SECONDS = 1  # stated to who is turned away
+RETRY_SECONDS = 1  # in the header Retry-After of an answer 503

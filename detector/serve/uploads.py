@@ -13,24 +13,25 @@ FIELD = b"files"
 
 
 class Budget:
-    """Bytes of uploads that all requests hold together."""
+    """How many requests may be open at a time, and how many bytes of uploads all of them may hold together."""
 
-    def __init__(self, limit: int):
-        self._limit = limit
-        self.held = 0
+    def __init__(self, requests: int, bytes_held: int):
+        self._free_requests, self._free_bytes = requests, bytes_held
 
-    def take(self, count: int) -> None:
-        """Raises Problem, overloaded, if they are not to be had."""
-        if self.held + count > self._limit:
+    def take(self, requests: int = 0, count: int = 0) -> None:
+        """Take so many requests and bytes; Problem, overloaded, if they are not free."""
+        if requests > self._free_requests or count > self._free_bytes:
             raise Problem("overloaded")
-        self.held += count
+        self._free_requests -= requests
+        self._free_bytes -= count
 
-    def give_back(self, count: int) -> None:
-        self.held -= count
+    def give_back(self, requests: int, count: int) -> None:
+        self._free_requests += requests
+        self._free_bytes += count
 
 
 class Upload:
-    """The files of one request; a context whose end gives their bytes back to the budget.
+    """The files of one request; a context that takes a place in the budget, and gives it and the bytes back.
 
     Attributes:
         files: their bytes, in order.
@@ -42,11 +43,12 @@ class Upload:
         self._taken = 0
 
     def __enter__(self) -> "Upload":
+        self._budget.take(requests=1)
         return self
 
     def __exit__(self, *_) -> None:
         self.files = []
-        self._budget.give_back(self._taken)
+        self._budget.give_back(1, self._taken)
 
     async def read(self, content_type: str, content_length: str | None, stream: AsyncIterator[bytes]) -> list[bytes]:
         """All files of the form, each within the limits at every moment of reading, whatever the headers say.
@@ -71,7 +73,7 @@ class Upload:
                 raise Problem("malformed_upload", "the content type names no boundary")
             async with asyncio.timeout(limits.UPLOAD_SECONDS):
                 async for piece in stream:
-                    self._budget.take(len(piece))
+                    self._budget.take(count=len(piece))
                     self._taken += len(piece)
                     if self._taken > limits.REQUEST_BYTES:
                         raise Problem("request_too_large")

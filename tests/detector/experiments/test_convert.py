@@ -16,7 +16,7 @@ from detector.experiments import convert
 from detector.experiments.convert import check_output, main, real_class
 from detector.files import read_table
 from detector.images import decode, resize
-from detector.inference.detector import Detector
+from detector.inference.detector import Detector, crop_faces
 from detector.inference.find_model import find_model
 from detector.inference.openvino import Engine
 from detector.models.backend import keras
@@ -110,9 +110,10 @@ def test_it_scores_the_prepared_images_as_keras_scores_their_pixels(clone, monke
     assert np.ptp(own) > 0.01
     scored = network_outputs(detector.model, stored_batches(reader, SIZE, 8))
     np.testing.assert_allclose(scored, own, atol=1e-5)
-    said = detector.predict_files(reader.read(i) for i in range(len(rows)))
-    np.testing.assert_allclose(said.p_fake, own, atol=1e-5)
-    assert said.verdicts == ["fake" if p >= 0.5 else "real" for p in own]
+    wholes = (crop for i in range(len(rows)) for crop in crop_faces(decode(reader.read(i)), SIZE))
+    faces = list(detector.score(wholes))
+    np.testing.assert_allclose([face.p_fake for face in faces], own, atol=1e-5)
+    assert [face.verdict for face in faces] == ["fake" if p >= 0.5 else "real" for p in own]
 
 
 def test_it_runs_on_openvino_and_can_be_explained(clone, monkeypatch, photo):
@@ -120,7 +121,8 @@ def test_it_runs_on_openvino_and_can_be_explained(clone, monkeypatch, photo):
     images = [resize(photo(seed=seed), SIZE) for seed in range(4)]
     outputs = Engine("models/mine.keras").predict_on_batch(np.stack(images))
     np.testing.assert_allclose(outputs[:, 0], own_scores(images), atol=2e-5)
-    heat = Detector("models/mine.keras").explain(images)
+    detector = Detector("models/mine.keras")
+    heat = [detector.explain(crop) for image in images for crop in crop_faces(image, SIZE)]
     assert len(heat) == 4 and max(map_.max() for map_ in heat) == 1
 
 

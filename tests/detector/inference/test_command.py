@@ -14,16 +14,19 @@ import pytest
 
 from detector.errors import UserError
 from detector.evaluation.calibration import Calibration
-from detector.inference import command as verdicts
+from detector.images import resize
+from detector.inference import command
 from detector.inference.command import COLUMNS, WRITERS, main
-from detector.inference.detector import Detector
+from detector.inference.detector import Crop, Detector, ScoredFace
 from detector.inference.scan import Row
+from detector.models.grad_cam import at_size, grad_cam, overlay
 
 ROOT = Path(__file__).resolve().parents[3]
 ODD = os.fsdecode(b'a "quoted", \n\r name\x1b[31m \xff \xe2\x80\xae.png')
+CROP = Crop((3, 4, 50, 60), (0, 0, 60, 60), np.zeros((71, 71, 3), np.uint8))
 ROWS = [
-    Row("a.png", 1, (3, 4, 50, 60), 0.123456789, "real", "unsure"),
-    Row(ODD, verdict="no face"),
+    Row("a.png", 1, ScoredFace(CROP, 0.123456789, "real", "unsure")),
+    Row(ODD),
     Row("b.png", error="cut short"),
 ]
 
@@ -36,7 +39,7 @@ def detector(model_file) -> Detector:
 @pytest.fixture
 def predict(detector, model_file, monkeypatch, tmp_path):
     """Run the command line in `tmp_path`: predict(*arguments, stdin=b"") -> (exit code, standard output)."""
-    monkeypatch.setattr(verdicts, "Detector", {model_file: detector}.get)  # loaded once for all
+    monkeypatch.setattr(command, "Detector", {model_file: detector}.get)  # loaded once for all
     registry = types.ModuleType("detector.inference.find_model")
     registry.find_model = lambda reference: model_file
     monkeypatch.setitem(sys.modules, "detector.inference.find_model", registry)
@@ -169,10 +172,20 @@ def test_heatmaps_have_names_that_can_be_foretold_and_do_not_collide(predict, tm
     np.testing.assert_array_equal(image[:, :60], photo(50, 60))
 
 
+def test_the_heat_map_is_that_of_the_pixels_that_are_scored(predict, detector, tmp_path, photo, encode):
+    pixels = photo(300, 500)
+    (tmp_path / "a.png").write_bytes(encode(pixels))
+    assert predict("a.png", "--no-detect", "--explain", "maps")[0] == 0
+    [file] = (tmp_path / "maps").iterdir()
+    heat = at_size(grad_cam(detector.model, resize(pixels, detector.card.image_size)[None])[0], 300, 500)
+    beside = cv2.imread(str(file))[:, 500:, ::-1].astype(int)
+    assert np.abs(beside - overlay(pixels, heat)).max() <= 1
+
+
 def test_help_is_quick_to_come_without_tensorflow():
     code = (
         "import sys, detector.inference.command; sys.exit(bool({'tensorflow', 'keras', 'mlflow'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-    command = [sys.executable, "-m", "detector", "predict", "--help"]
-    assert "PATH" in subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    line = [sys.executable, "-m", "detector", "predict", "--help"]
+    assert "PATH" in subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout

@@ -5,9 +5,10 @@ import pytest
 
 from detector.errors import UserError
 from detector.evaluation.calibration import UNCALIBRATED, Calibration, save_calibration
-from detector.images import BrokenImage, decode, resize
-from detector.inference.detector import Detector, interpret
+from detector.images import resize
+from detector.inference.detector import Detector, crop_faces
 from detector.models.backend import keras
+from detector.models.faces import Face, crop, square
 from detector.models.file import ModelCard
 from detector.models.grad_cam import grad_cam
 from detector.models.outputs import network_outputs
@@ -28,8 +29,12 @@ def flat(*levels: int) -> np.ndarray:
     return np.broadcast_to(np.array(levels, np.uint8)[:, None, None, None], (len(levels), 4, 4, 3))
 
 
+def whole(detector: Detector, images):
+    return (crop for image in images for crop in crop_faces(image, detector.card.image_size))
+
+
 def score(detector: Detector, images, batch_size: int = 32) -> np.ndarray:
-    return detector.predict(images, batch_size).p_fake
+    return np.array([face.p_fake for face in detector.score(whole(detector, images), batch_size)])
 
 
 @pytest.fixture(scope="module")
@@ -106,22 +111,8 @@ def test_an_image_scores_the_same_alone_and_among_others(detector, photos):
     np.testing.assert_allclose(score(detector, photos), alone, atol=1e-6)
 
 
-def test_files_score_as_what_they_are_decoded_to(detector, photos, encode):
-    files = [
-        encode(image, format) for image, format in zip(photos, ("PNG", "JPEG", "WEBP", "BMP", "JPEG"), strict=True)
-    ]
-    np.testing.assert_array_equal(
-        detector.predict_files(iter(files)).p_fake, score(detector, [decode(file) for file in files])
-    )
-
-
-def test_a_broken_file_is_told(detector, photos, encode):
-    with pytest.raises(BrokenImage):
-        detector.predict_files([encode(photos[0]), b"no image"])
-
-
 def test_nothing_to_score(detector):
-    assert score(detector, []).shape == detector.predict_files([]).p_fake.shape == (0,)
+    assert list(detector.score([])) == []
 
 
 def test_images_are_taken_a_batch_at_a_time(detector, photos, monkeypatch):
@@ -134,18 +125,30 @@ def test_images_are_taken_a_batch_at_a_time(detector, photos, monkeypatch):
 
     model = MeanBrightness()
     model.predict_on_batch = lambda batch: (taken.append("scored"), MeanBrightness().predict_on_batch(batch))[1]
-    monkeypatch.setattr(detector, "model", model)
+    monkeypatch.setattr(detector, "network", model)
     assert len(score(detector, images(), batch_size=2)) == 5
     assert taken == [0, 1, "scored", 2, 3, "scored", 4, "scored"]
 
 
 def test_outputs_become_labels_and_verdicts_and_the_threshold_itself_is_fake(detector):
-    found = interpret(np.array([0.0, 0.2, 0.49, 0.5, 0.6, 1.0]), detector.calibration, detector.card)
-    assert found.labels == ["camera"] * 3 + ["swap"] * 3
-    assert found.verdicts == ["camera"] * 2 + ["unsure"] * 2 + ["swap"] * 2
-    np.testing.assert_allclose(found.p_fake, [0, 0.2, 0.49, 0.5, 0.6, 1], atol=1e-6)
-    nothing = detector.predict([])
-    assert nothing.labels == nothing.verdicts == [] and nothing.p_fake.shape == (0,)
+    outputs = np.array([0.0, 0.2, 0.49, 0.5, 0.6, 1.0])
+    [crop] = whole(detector, flat(9))
+    faces = detector.interpret([crop] * 6, outputs)
+    assert [face.label for face in faces] == ["camera"] * 3 + ["swap"] * 3
+    assert [face.verdict for face in faces] == ["camera"] * 2 + ["unsure"] * 2 + ["swap"] * 2
+    np.testing.assert_allclose([face.p_fake for face in faces], outputs, atol=1e-6)
+    assert all(face.crop is crop for face in faces)
+
+
+def test_another_network_scores_in_place_of_keras_which_is_not_loaded(tmp_path, model_file, monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(keras.saving, "load_model", fail)
+    detector = Detector(model_file, UNCALIBRATED, MeanBrightness())
+    np.testing.assert_allclose(score(detector, flat(0, 51, 255)), [0, 0.2, 1], atol=1e-6)
+    with pytest.raises(UserError, match="cannot be loaded"):
+        detector.explain(next(whole(detector, flat(9))))
 
 
 def test_scores_are_calibrated_by_the_file_beside_the_model(detector, model_file, tmp_path, photos):
@@ -203,13 +206,52 @@ def test_a_model_file_cannot_bring_code_of_its_own(model_file, tmp_path):
         Detector(tmp_path / "hostile.keras", UNCALIBRATED)
 
 
-def test_an_explanation_has_the_size_of_its_image(detector, photos):
-    heat = detector.explain(photos)
-    assert [map_.shape for map_ in heat] == [image.shape[:2] for image in photos]
-    assert all(map_.dtype == np.float32 and map_.min() >= 0 and map_.max() <= 1 for map_ in heat)
-    assert max(map_.max() for map_ in heat) > 0.5
-    np.testing.assert_allclose(detector.explain(photos[:1])[0], grad_cam(detector.model, photos[0][None])[0], atol=1e-5)
-    assert detector.explain([]) == []
+def test_an_explanation_is_of_the_pixels_that_are_scored(detector, photos):
+    for one in whole(detector, photos):
+        heat = detector.explain(one)
+        assert heat.shape == (71, 71) and heat.dtype == np.float32
+        np.testing.assert_array_equal(heat, grad_cam(detector.model, one.pixels[None])[0])
+
+
+# ---- crop_faces ----
+
+
+class TwoFaces:
+    """Stands in for a FaceFinder."""
+
+    faces = (Face((40, 30, 140, 160), 0.9), Face((0, 0, 30, 40), 0.8))
+
+    def find(self, image):
+        return list(self.faces)
+
+
+def test_faces_are_cropped_with_their_margin_and_resized(photo):
+    image = photo(200, 300)
+    found = list(crop_faces(image, 64, TwoFaces(), 0.3, picture=100))
+    assert len(found) == 2
+    for one, face in zip(found, TwoFaces.faces, strict=True):
+        assert (one.box, one.frame) == (face.box, square(face, 0.3))
+        np.testing.assert_array_equal(one.pixels, resize(crop(image, face, 0.3), 64))
+        assert one.picture.shape == (min(100, one.frame[2] - one.frame[0]),) * 2 + (3,)
+
+
+def test_without_a_finder_the_whole_image_is_the_face(photo):
+    image = photo(200, 300)
+    [one] = crop_faces(image, 64)
+    assert one.box == one.frame == (0, 0, 300, 200) and one.picture is None
+    np.testing.assert_array_equal(one.pixels, resize(image, 64))
+
+
+@pytest.mark.parametrize("size", [32, 2000])
+def test_a_crop_keeps_nothing_of_a_large_image(size):
+    class Large:
+        def find(self, image):
+            return [Face((0, 0, 2000, 2000), 0.9)]
+
+    image = np.zeros((2000, 3000, 3), np.uint8)
+    [one] = crop_faces(image, size, Large(), 0, picture=2000)
+    assert one.pixels.shape == (size, size, 3)
+    assert not np.may_share_memory(one.pixels, image) and not np.may_share_memory(one.picture, image)
 
 
 # ---- more than two classes ---------------------------------------------------------------------------------------

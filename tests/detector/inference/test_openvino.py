@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from detector.errors import UserError
+from detector.evaluation.calibration import UNCALIBRATED
 from detector.inference import openvino as engine
+from detector.inference.detector import Detector
 from detector.inference.openvino import Engine, NotConverted, load_engine
 
 pytest.importorskip("openvino")
@@ -56,7 +58,7 @@ def test_it_says_what_keras_says(converted, network, photo):
 
 
 def test_a_batch_may_have_any_size_and_threads_may_share_it(converted, photo):
-    running = Engine(converted, threads=1)
+    running = Engine(converted)
     images = np.stack([photo(71, 71, seed) for seed in range(6)])
     alone = np.concatenate([running.predict_on_batch(image[None]) for image in images])
     np.testing.assert_allclose(running.predict_on_batch(images[::-1]), alone[::-1], atol=1e-5)
@@ -109,16 +111,16 @@ def test_a_conversion_that_fails_leaves_nothing_and_keras_computes(copy, monkeyp
 
     monkeypatch.setattr(engine, "_convert_apart", fails)
     with caplog.at_level(logging.WARNING):
-        running = load_engine(copy)
+        detector = Detector(copy, UNCALIBRATED, load_engine(copy))
     assert len(caplog.messages) == 1 and "no such layer" in caplog.messages[0]
-    assert running.predict_on_batch(np.zeros((2, 71, 71, 3), np.uint8)).shape == (2, 1)
+    assert detector.network is detector.model
     assert [entry.name for entry in copy.with_name("model.openvino").iterdir()] == ["lock"]
 
 
 def test_without_openvino_keras_computes(copy, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with caplog.at_level(logging.WARNING):
-        load_engine(copy)
+        assert load_engine(copy) is None
     assert len(caplog.messages) == 1 and "no OpenVINO" in caplog.messages[0]
 
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from detector.inference.detector import Prediction
-from detector.inference.scan import BATCH, NO_FACE, Row, list_files, scan
+from detector.inference.detector import BATCH, ScoredFace
+from detector.inference.scan import Row, list_files, scan
 from detector.models.faces import Face
 
 
@@ -19,15 +19,18 @@ class Brightness:
     def __init__(self):
         self.batches = []
 
-    def predict(self, images, batch_size):
-        assert all(image.shape == (8, 8, 3) for image in images)
-        self.batches.append(len(images))
-        scores = np.array([image.mean() / 255 for image in images])
-        labels = ["fake" if score >= 0.5 else "real" for score in scores]
-        return Prediction(scores, scores, labels, labels)
+    def score(self, crops):
+        crops = list(crops)
+        assert all(crop.pixels.shape == (8, 8, 3) for crop in crops)
+        self.batches.append(len(crops))
+        for crop in crops:
+            score = crop.pixels.mean() / 255
+            label = "fake" if score >= 0.5 else "real"
+            yield ScoredFace(crop, score, label, label)
 
-    def explain(self, images):
-        return [np.full(image.shape[:2], image.mean() / 255, np.float32) for image in images]
+
+def verdict(row: Row) -> str | None:
+    return row.face and row.face.verdict
 
 
 class WideImages:
@@ -68,10 +71,12 @@ def test_a_folder_and_archives_of_it_give_the_same_verdicts(folder, tmp_path):
     seen = {}
     for place in (folder, *(tmp_path / f"a{suffix}" for suffix in (".zip", ".tar", ".tar.gz"))):
         rows = list(scan(list_files([str(place)]), Brightness(), None))
-        seen[place] = {(row.path.removeprefix(f"{place}/"), row.p_fake, row.verdict, row.error) for row in rows}
+        seen[place] = {
+            (row.path.removeprefix(f"{place}/"), row.face and row.face.p_fake, verdict(row), row.error) for row in rows
+        }
         assert len(rows) == 3
     assert len(set(map(frozenset, seen.values()))) == 1
-    assert {(path, verdict) for path, _, verdict, _ in seen[folder]} == {
+    assert {(path, label) for path, _, label, _ in seen[folder]} == {
         ("b.png", "real"),
         ("sub/a.jpg", "fake"),
         ("sub/broken.png", None),
@@ -87,9 +92,11 @@ def test_what_cannot_be_read_is_a_row_and_the_rest_goes_on(folder, tmp_path):
     files = ["gone.png", "nul\0.png", "cut.zip", "pipe.png", "in/notes.txt", "in/b.png"]
     rows = list(scan(list_files(str(tmp_path / file) for file in files), Brightness(), WideImages()))
     assert [os.path.relpath(row.path, tmp_path) for row in rows] == files
-    assert all(row.error and row.verdict is row.p_fake is None and len(row.error) < 200 for row in rows[:-1])
+    assert all(row.error and row.face is None and len(row.error) < 200 for row in rows[:-1])
     assert rows[0].error == "No such file or directory"
-    assert rows[-1] == Row(rows[-1].path, 1, (0, 0, 10, 10), pytest.approx(10 / 255), "real", "real")
+    face = rows[-1].face
+    assert (rows[-1].number, face.crop.box, face.label, face.verdict) == (1, (0, 0, 10, 10), "real", "real")
+    assert face.p_fake == pytest.approx(10 / 255)
 
 
 def test_the_contents_of_a_folder_that_may_not_be_read_are_told(folder, monkeypatch):
@@ -111,10 +118,10 @@ def test_the_contents_of_a_folder_that_may_not_be_read_are_told(folder, monkeypa
 def test_a_row_a_face_in_order_and_none_is_an_answer(encode):
     files = {"two": encode(flat(200, 25)), "none": encode(flat(200, 9)), "bad": b"", "one": encode(flat(20))}
     rows = list(scan(memory(files), Brightness(), WideImages(), margin=0))
-    assert [(row.path, row.face, row.box, row.verdict, row.error) for row in rows] == [
+    assert [(row.path, row.number, row.face and row.face.crop.box, verdict(row), row.error) for row in rows] == [
         ("two", 1, (0, 0, 10, 10), "fake", None),
         ("two", 2, (10, 0, 20, 10), "fake", None),
-        ("none", None, None, NO_FACE, None),
+        ("none", None, None, None, None),
         ("bad", None, None, None, "empty file"),
         ("one", 1, (0, 0, 10, 10), "real", None),
     ]
@@ -149,19 +156,17 @@ def test_where_faces_are_rare_rows_are_not_held_back_for_a_batch(encode):
             yield str(i), lambda i=i: (read.append(i), none if i else face)[1]
 
     rows = scan(endless(), Brightness(), WideImages())
-    assert next(rows).verdict == "real"
+    assert verdict(next(rows)) == "real"
     rows.close()
     assert len(read) < 9 * BATCH + 4 * os.cpu_count()
 
 
-def test_every_scored_row_is_explained_by_its_own_face(encode):
-    told = []
+def test_a_picture_of_every_face_is_kept_where_one_is_asked_for(encode):
     files = {"a": encode(flat(200, 20)), "none": encode(flat(0, 5)), "b": encode(flat(50))}
-    rows = list(scan(memory(files), Brightness(), WideImages(), 0, lambda *told_of: told.append(told_of)))
-    assert [row for row, _, _ in told] == [row for row in rows if row.p_fake is not None]
-    for row, face, heat in told:
-        assert face.shape == (10, 10, 3) and heat.shape == (10, 10)
-        assert heat[0, 0] == pytest.approx(row.p_fake) == face.mean() / 255
+    for picture, shape in ((0, None), (6, (6, 6, 3)), (100, (10, 10, 3))):
+        rows = list(scan(memory(files), Brightness(), WideImages(), 0, picture))
+        pictures = [row.face.crop.picture for row in rows if row.face]
+        assert len(pictures) == 3 and all((one if shape is None else one.shape) == shape for one in pictures)
 
 
 def test_a_pipe_with_a_silent_writer_is_a_row_of_its_own(tmp_path, encode):
@@ -173,5 +178,5 @@ def test_a_pipe_with_a_silent_writer_is_a_row_of_its_own(tmp_path, encode):
         pipe, face = scan(list_files(paths), Brightness(), None)
     finally:
         os.close(held)
-    assert pipe.error and pipe.verdict is None
-    assert face.verdict == "real"
+    assert pipe.error and pipe.face is None
+    assert verdict(face) == "real"

@@ -1,6 +1,7 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from detector.errors import UserError
 from detector.images import EXTENSIONS, decode
 from detector.models import faces
 from detector.models.faces import MARGIN, MAX_FACES, Face, FaceFinder, crop, square
@@ -166,5 +168,21 @@ def test_a_large_crop_is_the_small_one_of_a_smaller_image(monkeypatch, photo, bo
 def test_the_square_is_where_the_crop_comes_from(photo):
     image = photo(200, 300)
     face = Face((100, 60, 180, 150), 1.0)
-    left, top, side = square(face, 0.1)
-    np.testing.assert_array_equal(crop(image, face, 0.1), image[top : top + side, left : left + side])
+    left, top, right, bottom = square(face, 0.1)
+    np.testing.assert_array_equal(crop(image, face, 0.1), image[top:bottom, left:right])
+
+
+def test_a_further_detector_is_an_entry_of_the_registry(monkeypatch):
+    def load():
+        return lambda image: [(1, 2, 30, 40, 0.9)]
+
+    monkeypatch.setitem(faces.DETECTORS, "numpy", SimpleNamespace(load=load))  # numpy stands for the package it needs
+    assert FaceFinder("numpy").find(np.zeros((50, 50, 3), np.uint8)) == [Face((1, 2, 30, 40), 0.9)]
+
+
+def test_the_first_installed_detector_is_taken_and_none_is_an_error(monkeypatch):
+    module = SimpleNamespace(load=lambda: lambda image: [])
+    monkeypatch.setattr(faces, "DETECTORS", {"not_installed_at_all": None, "numpy": module})
+    assert FaceFinder().find(np.zeros((50, 50, 3), np.uint8)) == []
+    with pytest.raises(UserError, match="not_installed_at_all: not installed; run pip install"):
+        FaceFinder("not_installed_at_all")

@@ -1,8 +1,8 @@
 """A service on a loopback port, its network a stand-in: a face's P(fake) is how bright its crop is."""
 
 import json
-import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,12 +12,14 @@ import requests
 import uvicorn
 
 from detector.evaluation.calibration import Calibration, save_calibration
+from detector.inference.detector import Detector
+from detector.models.faces import Face
 from detector.models.file import CARD
-from detector.serve.app import create_app
-from detector.serve.protocol import Protocol
-from detector.serve.service import Region, Service
+from detector.serve import __main__ as command
+from detector.serve.service import Service
 
 SIZE = 32
+PATIENCE = 60  # seconds, for a machine that is busy with other work
 
 
 class Brightness:
@@ -31,28 +33,26 @@ class Brightness:
     def predict_on_batch(self, batch: np.ndarray) -> np.ndarray:
         assert batch.shape[1:] == (SIZE, SIZE, 3) and batch.dtype == np.uint8
         self.batches.append(len(batch))
-        self.go.wait(20)
+        self.go.wait(PATIENCE)
         return batch.reshape(len(batch), -1).mean(1, keepdims=True).astype(np.float32) / 255
 
 
-def halves(image: np.ndarray, detect: bool) -> list[Region]:
+class Halves:
     """Finds a face in either half of an image at least twice as wide as high, none in one higher than wide."""
-    height, width = image.shape[:2]
-    if not detect or height <= width < 2 * height:
-        return [Region((0, 0, width, height), image, (0, 0, width))]
-    if height > width:
-        return []
-    middle = width // 2
-    return [
-        Region((0, 0, middle, height), image[:, :middle], (0, 0, middle)),
-        Region((middle, 0, width, height), image[:, middle:], (middle, 0, width - middle)),
-    ]
+
+    def find(self, image: np.ndarray) -> list[Face]:
+        height, width = image.shape[:2]
+        if height <= width < 2 * height:
+            return [Face((0, 0, width, height), 0.9)]
+        middle = width // 2
+        halves = [Face((0, 0, middle, height), 0.9), Face((middle, 0, width, height), 0.9)]
+        return [] if height > width else halves
 
 
-def half_hot(crop: np.ndarray) -> np.ndarray:
-    heat = np.zeros(crop.shape[:2], np.float32)
+def half_hot(pixels: np.ndarray) -> np.ndarray:
+    heat = np.zeros(pixels.shape[:2], np.float32)
     heat[: len(heat) // 2] = 1
-    return heat * (crop.mean() > 20)
+    return heat * (pixels.mean() > 20)
 
 
 class Live:
@@ -62,12 +62,22 @@ class Live:
         self.url, self.service, self.network, self.server = url, service, network, server
         self.address = url.removeprefix("http://").split(":")[0], int(url.rsplit(":", 1)[1])
 
+    patience = PATIENCE
+
+    @staticmethod
+    def until(condition: Callable[[], object]) -> None:
+        """Wait until `condition` holds."""
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.005)
+
     def post(self, path: str, *files: bytes, **options) -> requests.Response:
         parts = [("files", (f"secret-{i}.jpg", file)) for i, file in enumerate(files)]
-        return requests.post(self.url + path, files=parts or {"none": (None, "")}, timeout=20, **options)
+        return requests.post(self.url + path, files=parts or {"none": (None, "")}, timeout=PATIENCE, **options)
 
     def get(self, path: str, **options) -> requests.Response:
-        return requests.get(self.url + path, timeout=20, **options)
+        return requests.get(self.url + path, timeout=PATIENCE, **options)
 
     def metric(self, line: str) -> float:
         lines = dict(entry.rsplit(" ", 1) for entry in self.get("/metrics").text.splitlines() if entry[0] != "#")
@@ -94,23 +104,23 @@ def serve(card_only) -> Callable:
     """serve(token=None): a context of a `Live` service."""
 
     @contextmanager
-    def run(token: str | None = None, heatmap=half_hot, find_faces=halves) -> Iterator[Live]:
+    def run(token: str | None = None, heatmap=half_hot) -> Iterator[Live]:
         network = Brightness()
-        service = Service(card_only, network, find_faces, heatmap)
-        config = uvicorn.Config(
-            create_app(service, token), http=Protocol, ws="none", log_config=None, access_log=False,
-            server_header=False, timeout_graceful_shutdown=20,
-        )  # fmt: skip
-        server = uvicorn.Server(config)
-        listener = socket.create_server(("127.0.0.1", 0))
+        detector = Detector(card_only, network=network)
+        detector.explain = lambda crop: heatmap(crop.pixels)
+        service = Service(detector, Halves())
+        server = command.server(service, token)
+        listener = command.listen("127.0.0.1", 0)
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         try:
+            Live.until(lambda: server.started or not thread.is_alive())
+            assert server.started
             yield Live(f"http://127.0.0.1:{listener.getsockname()[1]}", service, network, server)
         finally:
             network.go.set()
             server.should_exit = True
-            thread.join(20)
+            thread.join(PATIENCE)
             assert not thread.is_alive()
 
     return run

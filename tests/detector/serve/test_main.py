@@ -8,7 +8,6 @@ import types
 from pathlib import Path
 
 import pytest
-import requests
 
 from benchmarks import serve
 from detector.errors import UserError
@@ -37,11 +36,7 @@ def test_sigterm_ends_it_without_a_failure():
         post = serve.poster(url)
         assert post(serve.images(64, 1)[0]).status_code == 200
         process.send_signal(signal.SIGTERM)
-        answer = requests.get(url + "/readyz", timeout=10)
-        while answer.status_code == 200:
-            answer = requests.get(url + "/readyz", timeout=10)
-        assert answer.json()["error"]["code"] == "draining"
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
 
 
 def test_help_is_quick():
@@ -60,7 +55,7 @@ def test_a_model_that_was_replaced_during_the_start_is_not_served(monkeypatch, c
     monkeypatch.setattr("detector.inference.find_model.find_model", lambda reference: card_only)
     monkeypatch.setattr("detector.inference.openvino.load_engine", lambda path: Engine())
     monkeypatch.setattr("detector.inference.openvino.Engine", Engine)
-    monkeypatch.setattr("detector.serve.service.Faces", lambda: None)
+    monkeypatch.setattr("detector.models.faces.FaceFinder", lambda: None)
     monkeypatch.setattr(sys, "argv", ["serve", "--port", "0"])
     with pytest.raises(UserError, match="was replaced while the service started; start it again"):
         command.main()
@@ -84,19 +79,19 @@ def test_who_listens_to_everybody_is_warned(monkeypatch, capsys, card_only):
     ran = []
     stand_ins = {
         "detector.inference.find_model": {"find_model": lambda reference: card_only},
-        "detector.inference.openvino": {"load_engine": lambda path: None, "Engine": Engine},
+        "detector.inference.openvino": {"load_engine": lambda path: Engine(), "Engine": type(None)},
     }
     for name, content in stand_ins.items():
         monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(**content))
-    monkeypatch.setattr("detector.serve.service.Faces", lambda: None)
-    monkeypatch.setattr("detector.serve.app.warm_up", lambda heatmap: None)
-    monkeypatch.setattr("detector.serve.protocol.Server.run", lambda self, sockets: ran.append(self._greeting))
+    monkeypatch.setattr("detector.models.faces.FaceFinder", lambda: None)
+    monkeypatch.setattr("detector.inference.detector.Detector.model", None)
+    monkeypatch.setattr("uvicorn.Server.run", lambda self, sockets: ran.append(sockets))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     for host, token, warned in (("127.0.0.1", "", ""), ("0.0.0.0", "", "by everybody"), ("0.0.0.0", "x", "the token")):
         monkeypatch.setenv("DETECTOR_TOKEN", token)
         monkeypatch.setattr(sys, "argv", ["serve", "--host", host, "--port", "0"])
         command.main()
-        said = capsys.readouterr()
-        assert ran[-1].startswith(f"http://{host}:") and str(card_only) in ran[-1]
-        assert (warned in said.err) and bool(said.err) == bool(warned)
+        printed = capsys.readouterr()
+        assert printed.out.startswith(f"http://{host}:") and str(card_only) in printed.out
+        assert (warned in printed.err) and bool(printed.err) == bool(warned)
     assert len(ran) == 3
