@@ -15,7 +15,7 @@ from detector.data.shards import ShardReader, dataset_digest, read_manifest, tes
 from detector.data.split_names import POOLED
 from detector.errors import UserError, exit_on_user_error
 from detector.evaluation.calibration import UNCALIBRATED, save_calibration
-from detector.evaluation.images import Damage
+from detector.evaluation.images import Corrupt
 from detector.evaluation.localization import forged_regions, localisation, with_known_forgery
 from detector.evaluation.robustness import RUNG_COLUMNS, reencode, stress_ladder, stress_summary
 from detector.evaluation.summary import choose_calibration, evaluate, pooled, showcase
@@ -51,7 +51,7 @@ def main() -> None:
     manifest = read_manifest(PREPARED)
     extra = write_extra_sets(params, PREPARED, EXTRA)
 
-    def outputs(rows: pd.DataFrame, damage: Damage | None, folder: Path = PREPARED, name: str = "") -> np.ndarray:
+    def outputs(rows: pd.DataFrame, damage: Corrupt | None, folder: Path = PREPARED, name: str = "") -> np.ndarray:
         batches = stored_batches(ShardReader(folder, rows), detector.card.image_size, BATCH_SIZE, damage)
         total = -(-len(rows) // BATCH_SIZE)
         bar = tqdm(batches, name, total, disable=None, leave=False)
