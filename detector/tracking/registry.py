@@ -29,6 +29,7 @@ from mlflow.utils.uri import is_local_uri
 from sqlalchemy.exc import SQLAlchemyError
 
 from detector.errors import UserError
+from detector.metrics import HEADLINES
 from detector.paths import project_root
 from detector.tracking.runs import one_run, read_artifact
 from detector.tracking.store import connect, has_store
@@ -36,7 +37,6 @@ from detector.tracking.store import connect, has_store
 MODEL = "model"
 REGISTERED = "deepfake-detector"
 CHAMPION = "champion"
-HEADLINES = ("n", "auc", "accuracy", "false_positive_rate", "brier")  # of the test set, on every version
 # The code that decides what a logged model says, relative to the package; a test holds it against its imports.
 CODE = (
     "evaluation/calibration.py",
@@ -59,7 +59,7 @@ class Version:
         run_id: the run of the evaluation that it was registered by.
         created: when, in UTC.
         tags: run (its name), run_id, data.digest, model (what of its files decides a score), threshold, test.<metric>
-            of `HEADLINES`, and promotion, the last verdict on it; each only where known.
+            of n and `HEADLINES`, and promotion, the last verdict on it; each only where known.
         aliases: `CHAMPION` or others that a user gave.
     """
 
@@ -240,7 +240,7 @@ def _version_tags(run: Run) -> dict[str, str]:
         "run_id": run.info.run_id,
         "data.digest": run.data.tags.get("data.digest"),
         "threshold": run.data.metrics.get("test.threshold"),
-        **{f"test.{name}": run.data.metrics.get(f"test.{name}") for name in HEADLINES},
+        **{f"test.{name}": run.data.metrics.get(f"test.{name}") for name in ("n", *HEADLINES)},
     }
     calibration = json.loads(read_artifact(run.info.run_id, "metrics/calibration.json"))
     # Rounded: another processor gives another last digit to what is the same detector.
