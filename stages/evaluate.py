@@ -15,6 +15,14 @@ from detector.data.shards import ShardReader, dataset_digest, read_manifest, tes
 from detector.data.split_names import POOLED
 from detector.errors import UserError, exit_on_user_error
 from detector.evaluation.calibration import UNCALIBRATED, save_calibration
+from detector.evaluation.findings import (
+    bin_table,
+    confidence,
+    curve_table,
+    with_exact_accuracy,
+    with_findings,
+    with_mean_auc,
+)
 from detector.evaluation.images import Damage
 from detector.evaluation.localization import forged_regions, localisation, with_known_forgery
 from detector.evaluation.robustness import RUNG_COLUMNS, reencode, stress_ladder, stress_summary
@@ -25,7 +33,9 @@ from detector.models.grad_cam import grad_cam
 from detector.models.outputs import network_outputs
 from detector.params import flatten, load_params
 from detector.paths import (
+    BINS,
     BY_ATTRIBUTE,
+    CURVES,
     EVALUATION,
     EVALUATION_RUN,
     EXTRA,
@@ -88,17 +98,27 @@ def main() -> None:
             ladder = stress_ladder(rows, partial(outputs, name="stress"), calibration, settings.stress_images, seed)
             found[name].metrics["stress"] = stress_summary(ladder)
 
+    def joined(table: str) -> pd.DataFrame:
+        return pd.concat([getattr(result, table) for result in found.values()], ignore_index=True)
+
     calibration_file = save_calibration(calibration, MODEL, chosen_on)
     evaluation = {name: result.metrics for name, result in found.items()}
-    predictions = pd.concat([result.predictions for result in found.values()])
+    predictions = joined("predictions")
     if len(found) > 1:
         evaluation[POOLED] = pooled(predictions, calibration.threshold, settings.bootstrap, seed)
+    evaluation = with_findings(evaluation, predictions)
     write_json(EVALUATION, evaluation)
     write_heatmaps(HEATMAPS, pd.concat(shown))
-    ladder.to_csv(STRESS, index=False)
-    for path, table in ((PREDICTIONS, "predictions"), (BY_ATTRIBUTE, "attributes"), (ROC, "roc")):
-        rows = pd.concat([getattr(result, table) for result in found.values()])
-        rows.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)
+    with_mean_auc(ladder).to_csv(STRESS, index=False)
+    tables = {
+        PREDICTIONS: predictions.assign(confidence=confidence(predictions["p_fake"], calibration.threshold)),
+        BY_ATTRIBUTE: with_exact_accuracy(joined("attributes")),
+        ROC: joined("roc"),
+        CURVES: curve_table(predictions, ladder, calibration.threshold, settings.bootstrap, seed),
+        BINS: bin_table(predictions, calibration),
+    }
+    for path, table in tables.items():
+        table.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)
 
     logged = {key: value for key, value in flatten(params).items() if key.startswith("evaluate.")}
     logged |= {f"evaluate.extra_sets.{name}": facts["digest"] for name, facts in extra.items()}
@@ -110,9 +130,7 @@ def main() -> None:
     runs.log_metrics(run_id, evaluation)
     size = {"parameters": detector.model.count_params(), "megabytes": MODEL.stat().st_size / 1e6}
     runs.log_metrics(run_id, {"size": size, "speed.scoring_images_per_second": speed})
-    runs.log_artifacts(
-        run_id, {path: "metrics" for path in (EVALUATION, PREDICTIONS, ROC, STRESS, BY_ATTRIBUTE, calibration_file)}
-    )
+    runs.log_artifacts(run_id, {path: "metrics" for path in (EVALUATION, STRESS, *tables, calibration_file)})
     registry.log_model(run_id, MODEL, calibration_file)
     try:
         registered = f", {registry.REGISTERED} {registry.register(run_id)}"
