@@ -98,7 +98,7 @@ def exact_interval(k: int, n: int) -> dict[str, float] | None:
     """The 95 % interval of k of n independent images (Clopper & Pearson, Biometrika 26, 1934); None for none of none.
 
     >>> exact_interval(0, 20)
-    {'low': 0.0, 'high': 0.16843347098308536}
+    {'low': 0.0, 'high': 0.16843347098308548}
     """
     from scipy.stats import binomtest
 
