@@ -19,6 +19,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from detector.data.split_names import POOLED
+from detector.evaluation.bootstrap import FEW_GROUPS
 from detector.models.file import DRAWN_SAMPLE
 from detector.reporting import numbers
 
@@ -28,7 +29,6 @@ SECTIONS = (  # files of templates/sections/, in the page's order
 )
 # Of `run`; its other keys are parameters. A converted model has its file's name and the command that converted it.
 ABOUT_RUN = ("commit", "uncommitted", "experiment", "mlflow_run", "converted", "converted_by")
-FEW_GROUPS = 50  # below it, intervals from resampled groups are too narrow (see detector.evaluation.bootstrap)
 MANY_VALUES = 15  # of an attribute; of more, the worst are shown
 WORST = 5  # corruptions
 ENOUGH = 10  # images of a value, to be among the worst
