@@ -181,7 +181,7 @@ def curve_table(predictions: pd.DataFrame, ladder: pd.DataFrame, threshold: floa
         own = ladder[(ladder["corruption_set"] == corruption_set) | (ladder["severity"] == 0)]
         means = own.groupby("severity")["auc"].mean()
         add("test", f"stress_{corruption_set}", x=means.index, y=means.to_numpy())
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(tables, ignore_index=True).astype(dict.fromkeys(CURVE_COLUMNS[2:], float))
 
 
 def bin_table(predictions: pd.DataFrame, calibration: Calibration) -> pd.DataFrame:

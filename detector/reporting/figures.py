@@ -808,6 +808,7 @@ def _name_dots(ax: Axes, dots: np.ndarray, radii: np.ndarray, labels: Sequence[s
     for i in np.argsort(~front, kind="stable"):
         for side, align in ((1, "left"), (-1, "right")):
             look = {"size": 9, "va": "center", "ha": align, "color": INK if front[i] else MUTED, "zorder": 4}
+            look["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]
             place = (side * (radii[i] + 4), 0)
             text = ax.annotate(labels[i], dots[i], place, textcoords="offset points", **look)
             box = text.get_window_extent()
