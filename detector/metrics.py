@@ -59,7 +59,7 @@ class Metric:
         return words[0].upper() + words[1:]
 
     def text(self, value: float | None, undefined: str = UNDEFINED) -> str:
-        """The value rounded, with its unit, such as "90.0 %"; `undefined` for None and NaN."""
+        """The value rounded, with its unit, such as "90.0 %"; `undefined` for None, NaN and the infinite."""
         return percent(value, undefined) if self.percent else decimal(value, undefined=undefined)
 
     def between(self, low: float, high: float) -> str:
@@ -82,7 +82,7 @@ def metric(title: str, kind: Kind, **shown) -> Callable[[Callable], Callable]:
 
 def percent(value: float | None, undefined: str = UNDEFINED) -> str:
     """A share of 0..1 in per cent with one decimal, such as "12.5 %"; only 0 and 1 are rounded to 0 and 100 %."""
-    if value is None or math.isnan(value):
+    if value is None or not math.isfinite(value):
         return undefined
     text = f"{value * 100:.1f} %"
     return {"0.0 %": "<0.1 %", "100.0 %": ">99.9 %"}.get(text, text) if 0 < value < 1 else text
@@ -90,7 +90,7 @@ def percent(value: float | None, undefined: str = UNDEFINED) -> str:
 
 def decimal(value: float | None, digits: int = 3, undefined: str = UNDEFINED) -> str:
     """A number with so many decimals; as in `percent`, 0.9997 is not 1.000 but ">0.999"."""
-    if value is None or math.isnan(value):
+    if value is None or not math.isfinite(value):
         return undefined
     text, least = f"{value:.{digits}f}", 10**-digits
     ends = {f"{0:.{digits}f}": f"<{least:.{digits}f}", f"{1:.{digits}f}": f">{1 - least:.{digits}f}"}

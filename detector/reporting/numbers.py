@@ -1,0 +1,126 @@
+"""How numbers are written, in the report and in the pictures: one rule each.
+
+A value that is None, NaN or infinite is written as `UNDEFINED`. What lies between 0 and 1 is never rounded to either.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from functools import partial
+
+UNDEFINED = "not defined"
+DASH = "–"  # the same, where there is little room
+SHARES = {  # metrics written in per cent; the others have three decimals
+    *("accuracy", "balanced_accuracy", "false_positive_rate", "false_negative_rate"),
+    *("eer", "tpr_at_fpr_1pct", "tpr_at_fpr_01pct", "heat_share", "pointing_game"),
+}
+
+
+def finite(value: float | str | None) -> float:
+    """A float; NaN for None, for what is no number and for the infinite."""
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        return math.nan
+    return value if math.isfinite(value) else math.nan
+
+
+def percent(value: float | None, undefined: str = UNDEFINED) -> str:
+    """A share with one decimal: 0.123 is "12.3 %", 0.9997 is ">99.9 %"."""
+    value = finite(value)
+    if math.isnan(value):
+        return undefined
+    text = f"{value * 100:.1f} %"
+    return {"0.0 %": "<0.1 %", "100.0 %": ">99.9 %"}.get(text, text) if 0 < value < 1 else text
+
+
+def decimal(value: float | None, places: int = 3, undefined: str = UNDEFINED) -> str:
+    """0.1234 is "0.123", 0.9997 is ">0.999"."""
+    value = finite(value)
+    if math.isnan(value):
+        return undefined
+    text, least = f"{value:.{places}f}", 10**-places
+    ends = {f"{0:.{places}f}": f"<{least:.{places}f}", f"{1:.{places}f}": f">{1 - least:.{places}f}"}
+    return ends.get(text, text) if 0 < value < 1 else text
+
+
+def signed(value: float | None) -> str:
+    """A difference: "+0.012"."""
+    return UNDEFINED if math.isnan(finite(value)) else f"{value:+.3f}"
+
+
+def points(value: float | None) -> str:
+    """A difference of two shares: "2.5 percentage points"."""
+    value = finite(value)
+    if math.isnan(value):
+        return UNDEFINED
+    return f"{'less than 0.1' if 0 < value < 5e-4 else f'{value * 100:.1f}'} percentage points"
+
+
+def odds(rate: float) -> str:
+    """A rate strictly between 0 and 1: "1 in 20", or "about 2 in 7" where that is rounded."""
+    if rate < 0.1:
+        part, whole = 1, round(1 / rate)
+    elif rate <= 0.9:
+        part, whole = Fraction(rate).limit_denominator(10).as_integer_ratio()
+    else:
+        part, whole = min(round(rate * 100), 99), 100
+    exact = abs(part / whole - rate) < 5e-4 * rate
+    return f"{'' if exact else 'about '}{part} in {whole:,}"
+
+
+def integer(value: float | None, undefined: str = DASH) -> str:
+    value = finite(value)
+    return undefined if math.isnan(value) else f"{value:,.0f}"
+
+
+def count(n: int, noun: str) -> str:
+    """1 is "1 image", 1234 is "1,234 images"."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def scientific(value: float, undefined: str = DASH) -> str:
+    """0.0003 is "3e-4"."""
+    if math.isnan(finite(value)):
+        return undefined
+    digits, exponent = f"{value:.1e}".split("e")
+    return f"{digits.removesuffix('.0')}e{int(exponent)}" if value else "0"
+
+
+def score(p: float, threshold: float) -> str:
+    """Two decimals, more where rounding would put the score on the other side of the threshold."""
+    places = next((k for k in (2, 3, 4, 5) if (round(p, k) >= threshold) == (p >= threshold)), 6)
+    return f"{p:.{places}f}"
+
+
+def thousands(n: float) -> str:
+    """Three digits at most: 1,234 is "1.23 k", 20,861,480 is "20.9 M"."""
+    unit, name = next(((unit, name) for unit, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")) if n >= unit), (1, ""))
+    return f"{float(f'{n / unit:.3g}'):g}{name}"
+
+
+def ordinal(n: int) -> str:
+    ending = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
+    return f"{n}{ending}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in quotation marks: “a”, “b” and “c”."""
+    names = [f"“{name}”" for name in names]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def between(low: float, high: float, form: Callable[..., str]) -> str:
+    """ "2.0 to 9.1 %"."""
+    return f"{form(low).removesuffix(' %')} to {form(high)}"
+
+
+def form_of(metric: str) -> Callable[..., str]:
+    """How a value of that metric is written."""
+    return percent if metric in SHARES else partial(decimal, places=2) if metric == "ratio" else decimal
+
+
+def interval(metrics: Mapping, key: str) -> str:
+    """The 95 % interval of a metric, "2.0 to 9.1 %"; "" where there is none."""
+    ends = metrics["intervals"].get(key)
+    return between(ends["low"], ends["high"], form_of(key)) if ends else ""
