@@ -13,6 +13,7 @@ Tol, Colour Schemes, SRON/EPS/TN/09-002, 2021), and nothing is said by colour al
 """
 
 import math
+import textwrap
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -34,6 +35,7 @@ from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, PercentFormatter
 from matplotlib.transforms import Bbox
 
+from detector.metrics import METRICS, of_kind
 from detector.reporting.numbers import (
     DASH,
     between,
@@ -340,15 +342,7 @@ def confusion_matrix(metrics: Mapping, title: str = "Confusion matrix") -> Figur
     return figure
 
 
-OVERALL = {  # what `classification_report` shows of a set of images, in this order
-    "accuracy": "Accuracy",
-    "balanced_accuracy": "Balanced\naccuracy",
-    "false_positive_rate": "Real images\ncalled fake",
-    "false_negative_rate": "Fake images\nmissed",
-    "auc": "AUC",
-    "ece": "Calibration\nerror",
-    "loss": "Loss",
-}
+OVERALL = (*(metric.name for metric in of_kind("threshold")), "auc", "ece", "loss")  # in `classification_report`
 
 
 @_styled
@@ -405,7 +399,8 @@ def _overall_figures(foot: Axes, overall: Mapping, intervals: Mapping) -> None:
         form, interval = form_of(key), intervals.get(key)
         words = form(overall[key], undefined=DASH)
         foot.text(i + 0.5, 0.72, words, ha="center", va="center", size=15, weight="bold")
-        foot.text(i + 0.5, 0.5, OVERALL[key], ha="center", va="top", size=9, color=MUTED, linespacing=1.1)
+        heading = textwrap.fill(METRICS[key].heading, 13)
+        foot.text(i + 0.5, 0.5, heading, ha="center", va="top", size=9, color=MUTED, linespacing=1.1)
         if interval:
             ends = between(interval["low"], interval["high"], form).removesuffix(" %")
             foot.text(i + 0.5, 0.02, ends, ha="center", va="bottom", size=9, color=MUTED)

@@ -8,12 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
 
-UNDEFINED = "not defined"
-DASH = "–"  # the same, where there is little room
-SHARES = {  # metrics written in per cent; the others have three decimals
-    *("accuracy", "balanced_accuracy", "false_positive_rate", "false_negative_rate"),
-    *("eer", "tpr_at_fpr_1pct", "tpr_at_fpr_01pct", "heat_share", "pointing_game"),
-}
+from detector.metrics import METRICS, UNDEFINED, decimal, percent
+
+DASH = "–"  # for what is undefined, where there is little room
+HEAT = {"heat_share": percent, "pointing_game": percent, "ratio": partial(decimal, digits=2)}  # of `localisation`
 
 
 def finite(value: float | str | None) -> float:
@@ -23,25 +21,6 @@ def finite(value: float | str | None) -> float:
     except (TypeError, ValueError):
         return math.nan
     return value if math.isfinite(value) else math.nan
-
-
-def percent(value: float | None, undefined: str = UNDEFINED) -> str:
-    """A share with one decimal: 0.123 is "12.3 %", 0.9997 is ">99.9 %"."""
-    value = finite(value)
-    if math.isnan(value):
-        return undefined
-    text = f"{value * 100:.1f} %"
-    return {"0.0 %": "<0.1 %", "100.0 %": ">99.9 %"}.get(text, text) if 0 < value < 1 else text
-
-
-def decimal(value: float | None, places: int = 3, undefined: str = UNDEFINED) -> str:
-    """0.1234 is "0.123", 0.9997 is ">0.999"."""
-    value = finite(value)
-    if math.isnan(value):
-        return undefined
-    text, least = f"{value:.{places}f}", 10**-places
-    ends = {f"{0:.{places}f}": f"<{least:.{places}f}", f"{1:.{places}f}": f">{1 - least:.{places}f}"}
-    return ends.get(text, text) if 0 < value < 1 else text
 
 
 def signed(value: float | None) -> str:
@@ -116,8 +95,8 @@ def between(low: float, high: float, form: Callable[..., str]) -> str:
 
 
 def form_of(metric: str) -> Callable[..., str]:
-    """How a value of that metric is written."""
-    return percent if metric in SHARES else partial(decimal, places=2) if metric == "ratio" else decimal
+    """How a value is written of a metric, or of a number of `localisation`."""
+    return HEAT.get(metric) or METRICS[metric].text
 
 
 def interval(metrics: Mapping, key: str) -> str:

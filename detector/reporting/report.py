@@ -20,6 +20,7 @@ from PIL import Image
 
 from detector.data.split_names import POOLED
 from detector.evaluation.bootstrap import FEW_GROUPS
+from detector.metrics import METRICS, of_kind
 from detector.models.file import DRAWN_SAMPLE
 from detector.reporting import numbers
 
@@ -85,6 +86,8 @@ def render(
     album = _Album(pictures)
     environment.globals |= {
         "album": album,
+        "metrics": METRICS,
+        "of_kind": of_kind,
         "undefined": numbers.UNDEFINED,
         "dash": numbers.DASH,
         "shown_sets": SHOWN_SETS,
