@@ -34,6 +34,20 @@ MANY_VALUES = 15  # of an attribute; of more, the worst are shown
 WORST = 5  # corruptions
 ENOUGH = 10  # images of a value, to be among the worst
 PHOTOGRAPHIC = 5  # a PNG so many times the size of a good WebP is of images, a chart is 2 to 3 times that
+FILTERS = {  # what the templates may write after a |
+    "percent": numbers.percent,
+    "decimal": numbers.decimal,
+    "signed": numbers.signed,
+    "points": numbers.points,
+    "whole": numbers.integer,
+    "odds": numbers.odds,
+    "count": numbers.count,
+    "listed": numbers.listed,
+    "interval": numbers.interval,
+    "metric": lambda value, name: numbers.form_of(name)(value),
+    "capital": lambda text: text[:1].upper() + text[1:],
+    "splits_of": lambda table: list(dict.fromkeys(split for of in table.values() for split in of)),
+}
 SHOWN_SETS = 2  # whose pictures are shown at once; those of further ones unfold
 PER_CENT = re.compile(r"(?<=\d) (?=%)")  # the space in it, at which no line may break
 # Nothing that a browser must not see, or that turns the direction of what follows, comes out of a file name.
@@ -69,20 +83,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "percent": numbers.percent,
-        "decimal": numbers.decimal,
-        "signed": numbers.signed,
-        "points": numbers.points,
-        "whole": numbers.integer,
-        "odds": numbers.odds,
-        "count": numbers.count,
-        "listed": numbers.listed,
-        "interval": numbers.interval,
-        "metric": lambda value, name: numbers.form_of(name)(value),
-        "capital": lambda text: text[:1].upper() + text[1:],
-        "splits_of": lambda table: list(dict.fromkeys(split for of in table.values() for split in of)),
-    }
+    environment.filters |= FILTERS
     album = _Album(pictures)
     environment.globals |= {
         "album": album,
