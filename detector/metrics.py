@@ -80,9 +80,19 @@ def metric(title: str, kind: Kind, **shown) -> Callable[[Callable], Callable]:
     return enter
 
 
+def finite(value: float | str | None) -> float:
+    """A float; NaN for None, for what is no number and for the infinite."""
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        return math.nan
+    return value if math.isfinite(value) else math.nan
+
+
 def percent(value: float | None, undefined: str = UNDEFINED) -> str:
     """A share of 0..1 in per cent with one decimal, such as "12.5 %"; only 0 and 1 are rounded to 0 and 100 %."""
-    if value is None or not math.isfinite(value):
+    value = finite(value)
+    if math.isnan(value):
         return undefined
     text = f"{value * 100:.1f} %"
     return {"0.0 %": "<0.1 %", "100.0 %": ">99.9 %"}.get(text, text) if 0 < value < 1 else text
@@ -90,7 +100,8 @@ def percent(value: float | None, undefined: str = UNDEFINED) -> str:
 
 def decimal(value: float | None, digits: int = 3, undefined: str = UNDEFINED) -> str:
     """A number with so many decimals; as in `percent`, 0.9997 is not 1.000 but ">0.999"."""
-    if value is None or not math.isfinite(value):
+    value = finite(value)
+    if math.isnan(value):
         return undefined
     text, least = f"{value:.{digits}f}", 10**-digits
     ends = {f"{0:.{digits}f}": f"<{least:.{digits}f}", f"{1:.{digits}f}": f">{1 - least:.{digits}f}"}

@@ -8,19 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from functools import partial
 
-from detector.metrics import METRICS, UNDEFINED, decimal, percent
+from detector.metrics import METRICS, UNDEFINED, decimal, finite, percent
 
 DASH = "–"  # for what is undefined, where there is little room
 HEAT = {"heat_share": percent, "pointing_game": percent, "ratio": partial(decimal, digits=2)}  # of `localisation`
-
-
-def finite(value: float | str | None) -> float:
-    """A float; NaN for None, for what is no number and for the infinite."""
-    try:
-        value = float(value)
-    except (TypeError, ValueError):
-        return math.nan
-    return value if math.isfinite(value) else math.nan
 
 
 def signed(value: float | None) -> str:

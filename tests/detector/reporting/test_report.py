@@ -513,7 +513,7 @@ def test_all_sets_together_are_one_row(pooled, words):
     given_ = inputs(scores | {"pooled": pooled})
     text = sections(**given_)
     assert words in text["results"] and "All 2 test sets together, 400 images" in text["results"]
-    for figure in ("Called right 77.5 %", "Real called fake 22.5 %", "Fake called real 22.5 %"):
+    for figure in ("Images called right 77.5 %", "Real called fake 22.5 %", "Fake called real 22.5 %"):
         assert figure in text["results"]
     assert ("One threshold does not suit" in text["limits"]) == (pooled["within_sets"]["high"] == -0.1)
     assert "“pooled”" not in " ".join(text.values())
@@ -618,7 +618,7 @@ def test_what_the_choice_was_made_on_is_shown():
     given_ = inputs()
     given_["calibration"]["chosen_on"] = {"images": 120, "scored": "mixed", **set_metrics(120, 120, 12, 12)}
     text = sections(**given_)["choices"]
-    assert "120 validation images" in text and "Real called fake 10.0 %" in text
+    assert "120 validation images" in text and "Real images called fake 10.0 %" in text
     assert text.lower().count("the temperature, the threshold and the unsure band") == 2
     given_["run"]["evaluate.threshold"] = 0.4
     text = sections(**given_)["choices"]
