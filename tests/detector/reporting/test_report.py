@@ -513,7 +513,7 @@ def test_all_sets_together_are_one_row(pooled, words):
     given_ = inputs(scores | {"pooled": pooled})
     text = sections(**given_)
     assert words in text["results"] and "All 2 test sets together, 400 images" in text["results"]
-    for figure in ("Images called right 77.5 %", "Real called fake 22.5 %", "Fake called real 22.5 %"):
+    for figure in ("Images called right 77.5 %", "Real images called fake 22.5 %", "Fake images called real 22.5 %"):
         assert figure in text["results"]
     assert ("One threshold does not suit" in text["limits"]) == (pooled["within_sets"]["high"] == -0.1)
     assert "“pooled”" not in " ".join(text.values())
