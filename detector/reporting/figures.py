@@ -795,17 +795,18 @@ def _dots(ax: Axes, speed: np.ndarray, value: np.ndarray, parameters: np.ndarray
 
 
 def _name_dots(ax: Axes, dots: np.ndarray, radii: np.ndarray, labels: Sequence[str], front: np.ndarray) -> int:
-    """Each label right of its dot or left of it, the front's first; how many find no room there and are left out."""
+    """Each label beside its dot, above or below it, the front's first; how many find no room there and are left out."""
+    sides = (1, 0, "left", "center"), (-1, 0, "right", "center"), (0, 1, "center", "bottom"), (0, -1, "center", "top")
     centres = ax.transData.transform(dots)
     reach = (radii * ax.figure.dpi / 72)[:, None]
     taken = [Bbox([*corners]) for corners in zip(centres - reach, centres + reach, strict=True)]
     unnamed = 0
     for i in np.argsort(~front, kind="stable"):
-        for side, align in ((1, "left"), (-1, "right")):
-            look = {"size": 9, "va": "center", "ha": align, "color": INK if front[i] else MUTED, "zorder": 4}
-            look["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]
-            place = (side * (radii[i] + 4), 0)
-            text = ax.annotate(labels[i], dots[i], place, textcoords="offset points", **look)
+        look = {"size": 9, "color": INK if front[i] else MUTED, "zorder": 4, "textcoords": "offset points"}
+        look["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]
+        for right, up, across, along in sides:
+            place = (right * (radii[i] + 4), up * (radii[i] + 3))
+            text = ax.annotate(labels[i], dots[i], place, ha=across, va=along, **look)
             box = text.get_window_extent()
             if not box.count_overlaps(taken) and ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1:
                 taken.append(box)
