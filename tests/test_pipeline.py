@@ -106,7 +106,8 @@ def trained(clone) -> Clone:
 
 def test_repro_writes_what_the_readme_promises(trained):
     for place in ("metrics/data.json", "metrics/train.json", "metrics/evaluate.json", "metrics/history.csv",
-                  "metrics/predictions.csv", "metrics/roc.csv", "metrics/stress.csv", "metrics/by_attribute.csv",
+                  "metrics/predictions.csv", "metrics/roc.csv", "metrics/curves.csv", "metrics/bins.csv",
+                  "metrics/stress.csv", "metrics/by_attribute.csv",
                   "models/model.keras", "models/calibration.json"):  # fmt: skip
         assert (trained.folder / place).stat().st_size > 0, place
     evaluation = trained.read("metrics/evaluate.json")

@@ -15,6 +15,7 @@ from pathlib import Path
 from sqlalchemy.exc import SQLAlchemyError
 
 from detector.errors import UserError
+from detector.metrics import HEADLINES
 from detector.paths import project_root
 from detector.tracking.runs import one_run, read_artifact
 from detector.tracking.store import MlflowException, connect, first_line, has_store, locked, mlflow
@@ -22,7 +23,6 @@ from detector.tracking.store import MlflowException, connect, first_line, has_st
 MODEL = "model"
 REGISTERED = "deepfake-detector"
 CHAMPION = "champion"
-HEADLINES = ("n", "auc", "accuracy", "false_positive_rate", "brier")  # of the test set, on every version
 # The code that decides the scores of a logged model, relative to the package; a test compares it with the imports.
 CODE = (
     "evaluation/calibration.py",
@@ -45,7 +45,7 @@ class Version:
         run_id: the run of the evaluation that registered it.
         created: when, in UTC.
         tags: run (its name), run_id, data.digest, model (digest of the network, temperature and threshold), threshold,
-            test.<metric> of `HEADLINES`, and promotion, the last verdict on it; each only if it is known.
+            test.<metric> of n and `HEADLINES`, and promotion, the last verdict on it; each only if it is known.
         aliases: `CHAMPION` or others that a user has set.
     """
 
@@ -224,7 +224,7 @@ def _version_tags(run: mlflow.entities.Run) -> dict[str, str]:
         "run_id": run.info.run_id,
         "data.digest": run.data.tags.get("data.digest"),
         "threshold": run.data.metrics.get("test.threshold"),
-        **{f"test.{name}": run.data.metrics.get(f"test.{name}") for name in HEADLINES},
+        **{f"test.{name}": run.data.metrics.get(f"test.{name}") for name in ("n", *HEADLINES)},
     }
     calibration = json.loads(read_artifact(run.info.run_id, "metrics/calibration.json"))
     # Rounded, because the last digit of the same detector differs between processors.

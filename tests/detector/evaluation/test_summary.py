@@ -278,7 +278,7 @@ def test_figures_in_one_format_by_hand():
     assert found["intervals"] == bootstrap(
         rows["label"], again, rows["group"].tolist(), 0.5, list(found["intervals"]), n=200
     )
-    assert set(found["intervals"]) == {"accuracy", "auc", "false_positive_rate", "false_negative_rate"}
+    assert set(found["intervals"]) == set(METRICS)
     same = in_one_format(rows, plain, plain, 0.5, resamples=200, seed=0)
     assert same["auc_difference"] == {"difference": 0, "low": 0, "high": 0}
 
