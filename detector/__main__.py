@@ -1,4 +1,4 @@
-"""The front door: `python -m detector COMMAND ...`, or `deepfake-detector COMMAND ...` once the project is installed."""
+"""The front door: `python -m detector COMMAND ...`, or `deepfake-detector COMMAND ...` once it is installed."""
 
 import importlib
 import sys
