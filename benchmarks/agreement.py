@@ -51,16 +51,7 @@ def command_line(files: list[bytes]) -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
         for number, data in enumerate(files):
             (Path(folder) / f"{number:06d}.jpg").write_bytes(data)
-        command = [
-            sys.executable,
-            "-m",
-            "detector.inference.detector",
-            "--no-detect",
-            "--format",
-            "csv",
-            "--model",
-            str(MODEL),
-        ]
+        command = [sys.executable, "-m", "detector", "predict", "--no-detect", "--format", "csv", "--model", str(MODEL)]
         done = subprocess.run([*command, folder], capture_output=True, text=True, check=True)
     return np.array([float(row["p_fake"]) for row in csv.DictReader(io.StringIO(done.stdout))])
 

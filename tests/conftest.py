@@ -1,4 +1,4 @@
-"""What several test files draw, prepare or build."""
+"""Fixtures of several test files, the order of the tests, and which of them are slow."""
 
 import io
 from collections.abc import Callable, Mapping
@@ -18,6 +18,15 @@ from detector.prepare.splits import Entry
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 ROOT = Path(__file__).resolve().parent.parent
+SLOW_FIXTURES = {"network", "model_file"}  # whoever uses one of these builds a network
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The end-to-end tests come first, so that no worker is left alone with them; tests of a network are slow."""
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+    for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 @dataclass(frozen=True)
