@@ -1,9 +1,11 @@
 """What docs/architecture.md states: who may import whom, what each stage depends on, how long a function may be."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -156,6 +158,16 @@ def test_functions_are_short():
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= LONGEST
     }
     assert longer - LONG == set(), "split these, or move parts of them out"
+
+
+def test_a_wheel_holds_the_whole_package_and_its_command():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = settings["tool"]["setuptools"]["package-data"]["detector"]
+    data = {file for file in DETECTOR.rglob("*.*") if file.is_file() and file.suffix not in (".py", ".pyc")}
+    assert data == {file for pattern in patterns for file in DETECTOR.glob(pattern)}
+    assert [file for file in DETECTOR.rglob("*.py") if not (file.parent / "__init__.py").exists()] == []
+    module, _, function = settings["project"]["scripts"]["deepfake-detector"].partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
 
 
 def test_make_help_lists_the_targets():
