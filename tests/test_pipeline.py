@@ -146,11 +146,18 @@ def choices(clone: Clone) -> tuple:
     return weights, clone.read("metrics/train.json"), {k: v for k, v in calibration.items() if k != "model"}
 
 
-def numbers(clone: Clone) -> dict[str, bytes]:
-    """The results that hold no time and no picture."""
+def results(clone: Clone) -> dict[str, object]:
+    """The numbers of a run, which hold no time, and the members of its model file with their dates.
+
+    Without the digest of the data in the model's card, which covers the labels of the test images.
+    """
     names = ("data.json", "train.json", "evaluate.json", "history.csv", "predictions.csv")
-    files = [clone.folder / "metrics" / name for name in names] + [clone.folder / "models/model.keras"]
-    return {file.name: file.read_bytes() for file in files}
+    contents: dict[str, object] = {name: (clone.folder / "metrics" / name).read_text() for name in names}
+    with zipfile.ZipFile(clone.folder / "models/model.keras") as model:
+        for member in model.infolist():
+            contents[member.filename] = (member.date_time, model.read(member))
+        contents["detector.json"] = {**json.loads(model.read("detector.json")), "data_digest": None}
+    return contents
 
 
 def swap_test_labels(clone: Clone) -> None:
@@ -170,7 +177,7 @@ def again(trained) -> SimpleNamespace:
     epoch. Then the model is evaluated with the swapped labels and with the true ones.
     """
     runs = {run.info.run_id for run in trained.runs()}
-    first = SimpleNamespace(choices=choices(trained), numbers=numbers(trained), evaluation=evaluation(trained))
+    first = SimpleNamespace(choices=choices(trained), results=results(trained), evaluation=evaluation(trained))
     shutil.rmtree(trained.folder / "data/prepared")
     trained.stage("prepare")
     true = (trained.folder / "data/prepared/manifest.csv").read_bytes()
@@ -187,7 +194,7 @@ def again(trained) -> SimpleNamespace:
     swapped = SimpleNamespace(choices=choices(trained), evaluation=evaluation(trained))
     (trained.folder / "data/prepared/manifest.csv").write_bytes(true)
     trained.stage("evaluate")
-    second = SimpleNamespace(numbers=numbers(trained), resumed=resumed, checkpoints=checkpoints)
+    second = SimpleNamespace(results=results(trained), resumed=resumed, checkpoints=checkpoints)
     second.runs = [run for run in trained.runs() if run.info.run_id not in runs]
     trained.run("dvc", "checkout", "--force")
     assert trained.run("git", "status", "--porcelain").stdout == ""
@@ -198,8 +205,8 @@ def evaluation(clone: Clone) -> dict:
     return clone.read("metrics/evaluate.json")["test"]
 
 
-def test_from_scratch_again_gives_the_same_numbers(again):
-    different = [name for name, content in again.first.numbers.items() if again.second.numbers[name] != content]
+def test_from_scratch_again_gives_the_same_numbers_and_model(again):
+    different = [name for name, content in again.first.results.items() if again.second.results[name] != content]
     assert different == []
 
 
