@@ -151,8 +151,6 @@ def _set_float32(node: object) -> None:
 _OBSOLETE_ANYWHERE = {"rng_type": ..., "batch_input_shape": ..., "input_dtype": ...}
 # The depthwise kernel has settings of its own.
 _UNUSED_KERNEL = {f"kernel_{name}": ... for name in ("initializer", "regularizer", "constraint")}
-    f"kernel_{what}": ... for what in ("initializer", "regularizer", "constraint")
-}  # the depthwise kernel has its own
 OBSOLETE = {
     "DepthwiseConv2D": {"groups": 1, **_UNUSED_KERNEL},
     "SeparableConv2D": {"groups": 1, **_UNUSED_KERNEL},
