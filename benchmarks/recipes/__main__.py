@@ -5,7 +5,7 @@
     python -m benchmarks.recipes table           writes results.json, table.md and docs/recipes.png
 
 A row's figures are those of the MLflow runs that bear its name, alone (as a recipe run by name has it) or with
-a number behind it. The row with the lowest validation loss, on validation images as they are and damaged, heads
+a number behind it. The row with the lowest validation loss, on validation images as they are and corrupted, heads
 results.json; test figures stand beside it and choose nothing.
 """
 

@@ -12,9 +12,9 @@ import pandas as pd
 from detector.data.split_names import POOLED
 from detector.evaluation import curves
 from detector.evaluation.calibration import Calibration
-from detector.metrics import EPSILON
+from detector.metrics import EPSILON, METRICS
 
-COUNTED = ("accuracy", "false_positive_rate", "false_negative_rate")  # the metrics that are a share of images
+COUNTED = {metric.name: metric.share_of for metric in METRICS.values() if metric.share_of}  # -> key of the number
 RARE = 0.01  # share of fakes at which `precision_if_rare` is given
 CURVE_COLUMNS = ("set", "curve", "x", "y", "low", "high")
 BIN_COLUMNS = ("set", "histogram", "start", "end", "count", "mean_score", "share_fake", "low", "high")
@@ -39,29 +39,29 @@ def with_findings(evaluation: Mapping[str, Mapping], predictions: pd.DataFrame) 
         evaluation: test set -> metrics, of all sets together under `POOLED`.
         predictions: set, label, p_fake of every image of every set.
     """
-    found = {}
+    complete = {}
     for name, metrics in evaluation.items():
         rows = predictions if name == POOLED else predictions[predictions["set"] == name]
-        found[name] = _findings(metrics, rows["label"].to_numpy(), rows["p_fake"].to_numpy())
-    first, *others = (metrics for name, metrics in found.items() if name != POOLED)
+        complete[name] = _findings(metrics, rows["label"].to_numpy(), rows["p_fake"].to_numpy())
+    first, *others = (metrics for name, metrics in complete.items() if name != POOLED)
     for other in others:
         other["accuracy_against_first"] = _against(first, other)
-    return found
+    return complete
 
 
 def _findings(metrics: Mapping, labels: np.ndarray, p_fake: np.ndarray) -> dict[str, object]:
     called, fake = p_fake >= metrics["threshold"], labels == 1
-    accused, missed = int((called & ~fake).sum()), int((fake & ~called).sum())
+    false_positives, false_negatives = int((called & ~fake).sum()), int((fake & ~called).sum())
     n, n_real, n_fake = metrics["n"], metrics["n_real"], metrics["n_fake"]
-    shares = dict(zip(COUNTED, ((n - accused - missed, n), (accused, n_real), (missed, n_fake)), strict=True))
+    shares = _shares(metrics, metrics)
     larger = ("fake", n_fake) if n_fake > n_real else ("real", n_real)
-    found = {
+    record = {
         **metrics,
         "counts": {
-            "right": n - accused - missed,
-            "wrong": accused + missed,
-            "real_called_fake": accused,
-            "fake_called_real": missed,
+            "right": n - false_positives - false_negatives,
+            "wrong": false_positives + false_negatives,
+            "real_called_fake": false_positives,
+            "fake_called_real": false_negatives,
         },
         "share_fake": n_fake / n,
         "larger_class": {"name": larger[0], "share": larger[1] / n},
@@ -70,28 +70,28 @@ def _findings(metrics: Mapping, labels: np.ndarray, p_fake: np.ndarray) -> dict[
         "exact_intervals": {name: exact_interval(*share) for name, share in shares.items()},
         "intervals": _with_exact(metrics["intervals"], metrics, shares),
     }
-    auc = found["intervals"].get("auc")
-    found["auc_against_guessing"] = auc and (
+    auc = record["intervals"].get("auc")
+    record["auc_against_guessing"] = auc and (
         "worse" if auc["high"] < 0.5 else "undecided" if auc["low"] <= 0.5 else "better"
     )
     if "selective" in metrics:
-        found["selective"] = {**metrics["selective"], "share_unsure": metrics["selective"]["n_unsure"] / n}
+        record["selective"] = {**metrics["selective"], "share_unsure": metrics["selective"]["n_unsure"] / n}
     if "confusion" in metrics:
-        found["confusion_shares"] = {
+        record["confusion_shares"] = {
             true: {called: count / sum(row.values()) if any(row.values()) else None for called, count in row.items()}
             for true, row in metrics["confusion"].items()
         }
     if again := metrics.get("reencoded"):
-        shares = {
-            key: (round(again[key] * of), of)
-            for key, of in zip(COUNTED, (n, n_real, n_fake), strict=True)
-            if again[key] is not None
-        }
-        found["reencoded"] = {**again, "intervals": _with_exact(again["intervals"], again, shares)}
+        record["reencoded"] = {**again, "intervals": _with_exact(again["intervals"], again, _shares(again, metrics))}
     if heat := metrics.get("localisation"):
         hits = {"pointing_game": (round(heat["pointing_game"] * heat["images"]), heat["images"])}
-        found["localisation"] = {**heat, "intervals": _with_exact(heat["intervals"], heat, hits)}
-    return found
+        record["localisation"] = {**heat, "intervals": _with_exact(heat["intervals"], heat, hits)}
+    return record
+
+
+def _shares(values: Mapping, sizes: Mapping) -> dict[str, tuple[int, int]]:
+    """metric -> k of n images, of the metrics `COUNTED`; 0 of 0 where the metric is undefined."""
+    return {name: (round((values[name] or 0) * sizes[of]), sizes[of]) for name, of in COUNTED.items()}
 
 
 def exact_interval(k: int, n: int) -> dict[str, float] | None:
@@ -119,11 +119,11 @@ def _with_exact(intervals: Mapping, values: Mapping, shares: Mapping[str, tuple[
     return {name: wide(name, interval) for name, interval in intervals.items()}
 
 
-def _precision_at(share_fake: float, accused: float | None, missed: float | None) -> float | None:
+def _precision_at(share_fake: float, fpr: float | None, fnr: float | None) -> float | None:
     """Share of the images called fake that are, where a share `share_fake` of all images is (Bayes' rule)."""
-    if accused is None or missed is None:
+    if fpr is None or fnr is None:
         return None
-    right, wrong = (1 - missed) * share_fake, accused * (1 - share_fake)
+    right, wrong = (1 - fnr) * share_fake, fpr * (1 - share_fake)
     return right / (right + wrong) if right + wrong else None
 
 

@@ -37,7 +37,7 @@ Nothing that the file holds is run.
 """
 EPILOG = f"""\
 --pixels is what you did to the pixels before you gave them to the model:
-{chr(10).join(f"  {name:9s} {said}" for name, said in PIXELS.items())}
+{chr(10).join(f"  {name:9s} {meaning}" for name, meaning in PIXELS.items())}
 
 Without --output, it becomes the model that the next evaluation scores, and an MLflow run of its own. Then
 
@@ -111,13 +111,13 @@ def real_class(classes: Sequence[str], named: str | None = None) -> str:
         if named.strip().lower() not in classes:
             raise UserError(f"--real: {named} is none of the classes {', '.join(classes)}; name one of them")
         return named.strip().lower()
-    found = [name for name in classes if "real" in re.split(r"[^a-z]+", name)]
-    if len(found) != 1:
+    real = [name for name in classes if "real" in re.split(r"[^a-z]+", name)]
+    if len(real) != 1:
         raise UserError(
-            f"--classes: {'none' if not found else 'more than one'} of {', '.join(classes)} says real; "
+            f"--classes: {'none' if not real else 'more than one'} of {', '.join(classes)} says real; "
             "name the class of real images with --real"
         )
-    return found[0]
+    return real[0]
 
 
 def check_output(output: Path) -> None:
@@ -177,11 +177,11 @@ def convert(
         images = sample_images(size)
         own = source.predict_on_batch(scale.of(images))
         wanted = keras_file.p_fake_of(np.asarray(own), classes, real, logits)
-        found = network_outputs(Detector(part, UNCALIBRATED).model, [images])
-        found = found if found.ndim == 1 else 1 - found[:, 0]
+        scores = network_outputs(Detector(part, UNCALIBRATED).model, [images])
+        scores = scores if scores.ndim == 1 else 1 - scores[:, 0]
         if not np.isfinite(wanted).all():
             raise UserError(f"{file}: its scores are not finite; has its training diverged?")
-        gap = float(np.abs(found - wanted).max())
+        gap = float(np.abs(scores - wanted).max())
         if gap > AGREEMENT:
             raise UserError(f"{file}: cannot be converted: the scores would differ by {gap:.1g}")
         if output.is_file() and _sha256(output) != _sha256(part):

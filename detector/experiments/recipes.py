@@ -105,16 +105,16 @@ def resolve(name: str, data: Sequence[str] = (), settings: Sequence[str] = ()) -
 
 def changed(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Nested parameters with other values at dotted keys."""
-    found = deepcopy(dict(raw))
+    nested = deepcopy(dict(raw))
     for key, value in changes.items():
         *sections, name = key.split(".")
-        place = found
+        place = nested
         for section in sections:
             if not isinstance(place.get(section), dict):
                 place[section] = {}
             place = place[section]
         place[name] = value
-    return found
+    return nested
 
 
 def setting(text: str) -> tuple[str, Any]:
@@ -145,12 +145,12 @@ def _plain(value: Any) -> Any:
 
 def overrides(changes: Mapping[str, Any]) -> list[str]:
     """The arguments of `dvc exp run` that make these changes."""
-    found = []
+    arguments = []
     for key, value in changes.items():
         if isinstance(value, Mapping):
-            found += ["-S", f"{key}=null"]  # or the former mapping's keys stay beside the new ones
-        found += ["-S", f"{key}={_hydra(value)}"]
-    return found
+            arguments += ["-S", f"{key}=null"]  # or the former mapping's keys stay beside the new ones
+        arguments += ["-S", f"{key}={_hydra(value)}"]
+    return arguments
 
 
 def _hydra(value: Any) -> str:
@@ -221,9 +221,9 @@ def _free_name(name: str) -> str:
     """The recipe's own or, where an experiment has that already, with a number behind it."""
     taken = _experiments()
     number = 1
-    while (found := name if number == 1 else f"{name}-{number}") in taken:
+    while (free := name if number == 1 else f"{name}-{number}") in taken:
         number += 1
-    return found
+    return free
 
 
 def _experiments() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The evaluation of a run, found by what a person calls it: an MLflow run, a DVC revision or the working folder.
+"""The evaluation of a run by its name: an MLflow run, a DVC revision or the working folder.
 
 Revisions are read with plain git, as DVC keeps experiments in it: far quicker than to import DVC.
 """
@@ -33,8 +33,8 @@ _COLUMNS = ("path", "set", "label", "p_fake", "group", "sha256")
 class Candidate:
     """One thing that a reference may mean."""
 
-    said: str  # for people
-    precisely: str  # the reference that means this and nothing else
+    description: str  # for people
+    reference: str  # the one that means this and nothing else
     read: Callable[[Path], bytes]  # the content of one of the files under metrics/; UserError if there is none
 
 
@@ -56,22 +56,24 @@ def load(reference: str) -> Run:
     Raises:
         UserError: nothing or more than one thing is called so, or its files are missing or damaged.
     """
-    found = _candidates(reference)
-    if not found:
+    candidates = _candidates(reference)
+    if not candidates:
         raise UserError(f"{reference!r} is no MLflow run and no DVC revision; there are {_known(reference)}")
     files, missing = {}, []
-    for candidate in found[:MOST_CANDIDATES]:
+    for candidate in candidates[:MOST_CANDIDATES]:
         try:
-            files[candidate.said] = candidate.read(PREDICTIONS), candidate.read(EVALUATION)
+            files[candidate.description] = candidate.read(PREDICTIONS), candidate.read(EVALUATION)
         except UserError as error:
             missing.append(error)
-    if len(set(files.values())) > 1 or len(found) > MOST_CANDIDATES:
-        listed = "; ".join(f"{candidate.precisely} ({candidate.said})" for candidate in found[:MOST_CANDIDATES])
-        raise UserError(f"{reference!r} may mean {len(found)} things, name one of them: {listed}")
+    if len(set(files.values())) > 1 or len(candidates) > MOST_CANDIDATES:
+        listed = "; ".join(
+            f"{candidate.reference} ({candidate.description})" for candidate in candidates[:MOST_CANDIDATES]
+        )
+        raise UserError(f"{reference!r} may mean {len(candidates)} things, name one of them: {listed}")
     if not files:
         raise missing[0]
-    (said, *twins), (predictions, evaluation) = files, next(iter(files.values()))
-    resolved = f"{reference}: {said}" + (f"; the same files as {', '.join(twins)}" if twins else "")
+    (description, *twins), (predictions, evaluation) = files, next(iter(files.values()))
+    resolved = f"{reference}: {description}" + (f"; the same files as {', '.join(twins)}" if twins else "")
     table = _predictions(predictions, f"{reference}: {PREDICTIONS}")
     return Run(resolved, table, _thresholds(evaluation, table["set"].unique(), f"{reference}: {EVALUATION}"))
 
@@ -101,13 +103,13 @@ def _mlflow_runs(name: str) -> list[Candidate]:
 def _revisions(name: str) -> list[Candidate]:
     if name == WORKSPACE:
         return [Candidate("the files in metrics/ now", f"dvc:{WORKSPACE}", _read_workspace)]
-    found = {commit: f"DVC experiment {name} ({commit[:12]})" for other, commit in _experiments() if other == name}
+    commits = {commit: f"DVC experiment {name} ({commit[:12]})" for other, commit in _experiments() if other == name}
     plain = _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}") if not name.startswith("-") else None
     if plain:
         commit = plain.decode().strip()
         subject = (_git("log", "-1", "--format=%s", commit) or b"").decode(errors="replace").strip()
-        found.setdefault(commit, f"commit {commit[:12]} ({textwrap.shorten(subject, 60)})")
-    return [Candidate(said, f"dvc:{commit[:12]}", _reader(commit)) for commit, said in found.items()]
+        commits.setdefault(commit, f"commit {commit[:12]} ({textwrap.shorten(subject, 60)})")
+    return [Candidate(text, f"dvc:{commit[:12]}", _reader(commit)) for commit, text in commits.items()]
 
 
 def _read_workspace(path: Path) -> bytes:
@@ -130,8 +132,8 @@ def _reader(commit: str) -> Callable[[Path], bytes]:
 def _experiments() -> list[tuple[str, str]]:
     """Name and commit of every DVC experiment, newest first: DVC keeps one at refs/exps/<baseline>/<name>."""
     refs = _git("for-each-ref", "--sort=-creatordate", "--format=%(objectname) %(refname)", "refs/exps") or b""
-    found = re.findall(r"^([0-9a-f]+) refs/exps/[0-9a-f]{2}/[0-9a-f]{38,62}/(.+)$", refs.decode(), re.MULTILINE)
-    return [(name, commit) for commit, name in found]
+    experiments = re.findall(r"^([0-9a-f]+) refs/exps/[0-9a-f]{2}/[0-9a-f]{38,62}/(.+)$", refs.decode(), re.MULTILINE)
+    return [(name, commit) for commit, name in experiments]
 
 
 def _git(*arguments: str) -> bytes | None:
