@@ -23,8 +23,8 @@ def main() -> None:
     face, other = real[0], real[-1]
     tiles = [("as it was drawn", face)]
     for name, corruption in sorted(CORRUPTIONS.items(), key=lambda item: (item[1].corruption_set, item[1].family)):
-        damaged = corrupt(face, name, STRENGTH, np.random.default_rng(params.seed))
-        tiles.append((f"{name.replace('_', ' ')}\n{corruption.corruption_set}", damaged))
+        corrupted = corrupt(face, name, STRENGTH, np.random.default_rng(params.seed))
+        tiles.append((f"{name.replace('_', ' ')}\n{corruption.corruption_set}", corrupted))
     for seed in range(5):
         tiles.append(("self-blended", self_blend(face, np.random.default_rng(seed))))
     for seed in range(4):

@@ -3,20 +3,22 @@
     python -m benchmarks.cones              one line a stage
     python -m benchmarks.cones train        and the modules of one stage with their lines
 
-What lies in a stage's cone retrains, re-evaluates or redraws when it changes; `tests/test_architecture.py` holds the
-training's cone below a quarter of the code.
+A change of a file in a stage's cone makes DVC run that stage again; `tests/test_architecture.py` keeps the cone of
+`train` at a quarter of the code at most.
 """
 
 import ast
 import sys
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("prepare", "train", "evaluate", "plot")
 
 
-def imports(file: Path) -> set[Path]:
-    """The project's modules that a file imports, but for its types and for the code that runs it as a program."""
+@cache
+def imports(file: Path) -> frozenset[Path]:
+    """The project's modules that a file imports, apart from imports for types and those of a program alone."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     apart = ("__main__", "TYPE_CHECKING")
     tree.body = [
@@ -24,7 +26,7 @@ def imports(file: Path) -> set[Path]:
         for part in tree.body
         if not (isinstance(part, ast.If) and any(name in ast.dump(part.test) for name in apart))
     ]
-    found = set()
+    imported: set[Path] = set()
     for node in ast.walk(tree):
         names = [f"{node.module}.{name.name}" for name in node.names] if isinstance(node, ast.ImportFrom) else []
         names += [name.name for name in node.names] if isinstance(node, ast.Import) else []
@@ -32,19 +34,19 @@ def imports(file: Path) -> set[Path]:
             place = ROOT / name.replace(".", "/")
             candidates = [place.with_suffix(".py"), place.parent.with_suffix(".py")]
             candidates += [place / "__init__.py", place.parent / "__init__.py"]
-            found |= {file for file in candidates if file.is_file() and "detector" in file.relative_to(ROOT).parts}
-    return found
+            imported |= {file for file in candidates if file.is_file() and "detector" in file.relative_to(ROOT).parts}
+    return frozenset(imported)
 
 
 def cone(start: Path) -> set[Path]:
-    """`start` and all that it imports, directly or through others."""
-    found, ahead = set(), [start]
+    """`start` and all modules that it imports, directly or through others, apart from empty files."""
+    reached, ahead = set(), [start]
     while ahead:
         file = ahead.pop()
-        if file not in found:
-            found.add(file)
+        if file not in reached:
+            reached.add(file)
             ahead += imports(file)
-    return {file for file in found if file.stat().st_size}
+    return {file for file in reached if file.stat().st_size}
 
 
 def product() -> list[Path]:

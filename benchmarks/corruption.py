@@ -36,7 +36,7 @@ def main() -> None:
     for _ in range(images):
         perturb(image, rng)
     rate = images / (time.process_time() - start)
-    print(f"\nperturb, both corruption sets, 1 to 3 corruptions an image: {rate:.0f} images/s")
+    print(f"\nperturb, generic and matched, 1 to 3 corruptions an image: {rate:.0f} images/s")
 
 
 if __name__ == "__main__":

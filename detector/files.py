@@ -1,4 +1,4 @@
-"""The files under metrics/ in which a stage says what it found."""
+"""The files that a stage writes for others to read: JSON, tables, heatmaps; and folders that are replaced whole."""
 
 import json
 import shutil
@@ -30,22 +30,16 @@ def read_json(path: Path) -> dict:
 
 def read_text(path: Path) -> str:
     """A result file's text without surrounding white space; UserError if the stage that writes it has not run."""
-    try:
+    with _from_a_stage(path):
         return path.read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; run `dvc repro` first") from None
 
 
 def read_table(path: Path, texts: Collection[str]) -> pd.DataFrame:
-    """A CSV file that a stage wrote: the columns `texts` as they stand there, the others as numbers, "" for NaN."""
-    try:
+    """A CSV file that a stage wrote: the columns `texts` as they are, the others as numbers, "" for NaN."""
+    with _from_a_stage(path, (ValueError,)):  # pandas's own errors and UnicodeDecodeError among them
         columns = pd.read_csv(path, nrows=0).columns
         numbers = {name: [""] for name in columns if name not in texts}
         return pd.read_csv(path, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=numbers)
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; run `dvc repro` first") from None
-    except ValueError:  # pandas's own errors and UnicodeDecodeError among them
-        raise UserError(f"{path}: damaged; run `dvc repro -f`") from None
 
 
 def write_heatmaps(path: Path, table: pd.DataFrame) -> None:
@@ -56,19 +50,28 @@ def write_heatmaps(path: Path, table: pd.DataFrame) -> None:
 
 def read_heatmaps(path: Path) -> pd.DataFrame:
     """What `write_heatmaps` wrote; UserError if the stage that writes it has not run or the file is damaged."""
+    damaged = (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+    with _from_a_stage(path, damaged, "dvc repro -s -f evaluate"), np.load(path) as file:
+        heat = [image.astype(np.float32) / 255 for image in file["heat"]]
+        return pd.DataFrame({"set": file["set"], "path": file["path"], "heat": heat})
+
+
+@contextmanager
+def _from_a_stage(
+    path: Path, damaged: tuple[type[Exception], ...] = (), remedy: str = "dvc repro -f"
+) -> Iterator[None]:
+    """`UserError` for a file that is not there, or whose reading ends in one of the errors `damaged`."""
     try:
-        with np.load(path) as file:
-            heat = [image.astype(np.float32) / 255 for image in file["heat"]]
-            return pd.DataFrame({"set": file["set"], "path": file["path"], "heat": heat})
+        yield
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run `dvc repro` first") from None
-    except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        raise UserError(f"{path}: damaged; run `dvc repro -s -f evaluate`") from None
+    except damaged:
+        raise UserError(f"{path}: damaged; run `{remedy}`") from None
 
 
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
-    """A fresh folder to fill, put in the place of `folder` when the block ends well and deleted when it does not."""
+    """An empty folder to fill; it replaces `folder` when the block ends without an error, and else is deleted."""
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)

@@ -10,30 +10,25 @@ import numpy as np
 from PIL import ExifTags, Image
 
 MAX_PIXELS = 100_000_000  # a 10,000 x 10,000 photograph; beyond it a small file may be built to fill the memory
-LARGE = 25_000_000  # pixels; of larger images few are decoded at a time, each takes up to 10 bytes a pixel meanwhile
+LARGE = 25_000_000  # pixels; only two larger images are decoded at a time, each takes up to 10 bytes per pixel
 MAX_SCANS = 100  # of a JPEG: a progressive one has about ten, each goes over all pixels again
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
-UPRIGHT = {  # what undoes each EXIF orientation but 1, the upright one
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
+UPRIGHT = {
+    2 + i: Image.Transpose[name] for i, name in enumerate(_TURNS)
+}  # undoes EXIF orientation 2 to 8; 1 is upright
 
-# Pillow warns of odd metadata, which is harmless, and of big images, which are refused below. Once for all: to
-# change the filters around every image is not safe in threads.
+# Pillow warns of odd metadata, which is harmless, and of big images, which are refused below. The filter is set once,
+# because changing it around every image is not safe in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-_few = threading.BoundedSemaphore(2)
+_large_images = threading.BoundedSemaphore(2)
 
 
 class BrokenImage(Exception):
-    """The bytes are no image that can be decoded whole; the message is the reason in a few words."""
+    """The bytes are no image that can be decoded completely; the message is the reason in a few words."""
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -60,10 +55,10 @@ def decode(data: bytes) -> np.ndarray:
                 raise BrokenImage(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
             if (pixels := decoded_pixels(image)) > MAX_PIXELS:
                 raise BrokenImage(f"a TIFF with tiles of more than {MAX_PIXELS:,} pixels")
-            # MPO is what Pillow calls a JPEG with others behind it. In a scan FF is followed by 00, so a marker is one.
+            # Pillow calls a JPEG followed by others MPO. Within a scan FF is followed by 00, so FF DA begins a scan.
             if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
                 raise BrokenImage(f"a JPEG of more than {MAX_SCANS} scans")
-            with _few if pixels > LARGE else contextlib.nullcontext():
+            with _large_images if pixels > LARGE else contextlib.nullcontext():
                 return _pixels(image)
     except BrokenImage:
         raise
@@ -87,7 +82,7 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def decoded_pixels(image: Image.Image) -> int:
-    """How many pixels the opened `image` takes to decode: a TIFF's tile is decoded whole, however small the image."""
+    """The pixels that decoding `image` takes: a TIFF's tile is decoded completely, however small the image is."""
     tile = 0
     if image.format == "TIFF":
         tile = int(image.tag_v2.get(322, 0)) * int(image.tag_v2.get(323, 0))
@@ -95,7 +90,7 @@ def decoded_pixels(image: Image.Image) -> int:
 
 
 def _orientation(image: Image.Image) -> int | None:
-    # Not ImageOps.exif_transpose: it writes the other tags anew, and one that is damaged would cost a whole image.
+    # Not ImageOps.exif_transpose: it writes the other tags again, and fails for the whole image if one is damaged.
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # as above

@@ -1,12 +1,17 @@
-"""Every metric of an evaluation.
+"""Every metric of an evaluation: one decorated function each. To add a metric, add such a function.
+
+Whatever scores, resamples, compares, ranks or shows a metric reads `METRICS`, the table that the functions fill.
 
 Throughout, `labels` is an int array of shape (n,), 0 = real and 1 = fake; `p_fake` a float array of shape
 (n,), P(fake) in 0..1; an image is called fake when its score is at least `threshold`. What the data leave undefined is
 None, never NaN. Mismatched lengths, no images, labels other than 0 and 1 and scores outside 0..1 raise `UserError`.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
@@ -14,49 +19,232 @@ from detector.errors import UserError
 
 EPSILON = 1e-7  # probabilities are kept this far from 0 and 1 before a logarithm, as Keras does
 ECE_BINS = 15
-RANKING = ("auc", "average_precision", "eer", "tpr_at_fpr_1pct", "tpr_at_fpr_01pct")
-METRICS = (
-    "accuracy",
-    "balanced_accuracy",
-    *RANKING,
-    "brier",
-    "loss",
-    "ece",
-    "false_positive_rate",
-    "false_negative_rate",
+UNDEFINED = "not defined"
+
+Kind = Literal["threshold", "ranking", "probability"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric: how it is computed, named and shown.
+
+    Attributes:
+        name: its key in metrics/evaluate.json, in MLflow and on the command line.
+        values: the metric of B resamples, float (B,), NaN where it is undefined.
+        title: the field's term as it stands within a sentence, such as "false positive rate".
+        kind: whether it depends on the calls at the threshold ("threshold"), on the order of the scores alone
+            ("ranking", undefined where one class is missing) or on P(fake) as a probability ("probability").
+        plain: the same for readers who do not know the term, such as "real images called fake".
+        percent: whether it is shown in per cent, with one decimal, or as a number with three.
+        headline: whether the console and the tables of several runs show it.
+        share_of: of a metric that is a share of images, the key of their number in `score`.
+        inflated_by_noise: whether resampling raises it, so that its interval is mirrored at the estimate.
+    """
+
+    name: str
+    values: Callable[["Counts"], np.ndarray]
+    title: str
+    kind: Kind
+    plain: str = ""
+    percent: bool = False
+    lower_is_better: bool = False
+    headline: bool = False
+    share_of: Literal["n", "n_real", "n_fake"] | None = None
+    inflated_by_noise: bool = False
+
+    @property
+    def heading(self) -> str:
+        """The plain words, or else the title, with a capital letter."""
+        words = self.plain or self.title
+        return words[0].upper() + words[1:]
+
+    def text(self, value: float | None, undefined: str = UNDEFINED) -> str:
+        """The value rounded, with its unit, such as "90.0 %"; `undefined` for None, NaN and the infinite."""
+        return percent(value, undefined) if self.percent else decimal(value, undefined=undefined)
+
+    def between(self, low: float, high: float) -> str:
+        """An interval, such as "85.0 to 94.0 %"."""
+        return f"{self.text(low).removesuffix(' %')} to {self.text(high)}"
+
+
+METRICS: dict[str, Metric] = {}
+
+
+def metric(title: str, kind: Kind, **shown) -> Callable[[Callable], Callable]:
+    """Enter the decorated function into `METRICS` under its own name; the arguments are attributes of `Metric`."""
+
+    def enter(values: Callable[["Counts"], np.ndarray]) -> Callable[["Counts"], np.ndarray]:
+        METRICS[values.__name__] = Metric(values.__name__, values, title, kind, **shown)
+        return values
+
+    return enter
+
+
+def finite(value: float | str | None) -> float:
+    """A float; NaN for None, for what is no number and for the infinite."""
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        return math.nan
+    return value if math.isfinite(value) else math.nan
+
+
+def percent(value: float | None, undefined: str = UNDEFINED) -> str:
+    """A share of 0..1 in per cent with one decimal, such as "12.5 %"; only 0 and 1 are rounded to 0 and 100 %."""
+    value = finite(value)
+    if math.isnan(value):
+        return undefined
+    text = f"{value * 100:.1f} %"
+    return {"0.0 %": "<0.1 %", "100.0 %": ">99.9 %"}.get(text, text) if 0 < value < 1 else text
+
+
+def decimal(value: float | None, digits: int = 3, undefined: str = UNDEFINED) -> str:
+    """A number with so many decimals; as in `percent`, 0.9997 is not 1.000 but ">0.999"."""
+    value = finite(value)
+    if math.isnan(value):
+        return undefined
+    text, least = f"{value:.{digits}f}", 10**-digits
+    ends = {f"{0:.{digits}f}": f"<{least:.{digits}f}", f"{1:.{digits}f}": f">{1 - least:.{digits}f}"}
+    return ends.get(text, text) if 0 < value < 1 else text
+
+
+# --- The metrics. Each function computes one of B resamples at once, from `Counts`.
+
+
+@metric("accuracy", "threshold", plain="images called right", percent=True, headline=True, share_of="n")
+def accuracy(counts: "Counts") -> np.ndarray:
+    """Share of the images called right."""
+    return 1 - (counts.false_positives + counts.false_negatives) / counts.images
+
+
+@metric("balanced accuracy", "threshold", percent=True)
+def balanced_accuracy(counts: "Counts") -> np.ndarray:
+    """Mean of the share called right among the real and among the fake images."""
+    return 1 - (false_positive_rate(counts) + false_negative_rate(counts)) / 2
+
+
+@metric(
+    "false positive rate",
+    "threshold",
+    plain="real images called fake",
+    percent=True,
+    lower_is_better=True,
+    headline=True,
+    share_of="n_real",
 )
+def false_positive_rate(counts: "Counts") -> np.ndarray:
+    """Share of the real images called fake (FPR)."""
+    return ratio_of(counts.false_positives, counts.real)
+
+
+@metric(
+    "false negative rate",
+    "threshold",
+    plain="fake images called real",
+    percent=True,
+    lower_is_better=True,
+    share_of="n_fake",
+)
+def false_negative_rate(counts: "Counts") -> np.ndarray:
+    """Share of the fake images called real (FNR)."""
+    return ratio_of(counts.false_negatives, counts.fake)
+
+
+@metric("AUC", "ranking", headline=True)
+def auc(counts: "Counts") -> np.ndarray:
+    """Area under the ROC curve, ties counted half."""
+    return ratio_of(*pair_counts(*counts.curve))
+
+
+@metric("average precision", "ranking")
+def average_precision(counts: "Counts") -> np.ndarray:
+    """Sum of (R_k - R_{k-1}) P_k over the distinct scores, not interpolated."""
+    tp, fp = counts.curve
+    precision = tp[:, 1:] / np.maximum(tp[:, 1:] + fp[:, 1:], 1)  # counts are whole: below 1 nothing is called
+    return counts.both * ratio_of(np.einsum("ij,ij->i", np.diff(tp), precision), tp[:, -1])
+
+
+@metric("EER", "ranking", plain="equal error rate", percent=True, lower_is_better=True)
+def eer(counts: "Counts") -> np.ndarray:
+    """Equal error rate: where FPR = FNR on the ROC curve, linear between its points."""
+    tp, fp = counts.curve
+    fake, real, rows = tp[:, -1], fp[:, -1], np.arange(len(tp))
+    # FPR - FNR rises along the curve; its sign changes between points k - 1 and k.
+    balance = fp * fake[:, None] + tp * real[:, None] - (fake * real)[:, None]
+    k = np.maximum((balance < 0).sum(axis=1), 1)
+    before, after = balance[rows, k - 1], balance[rows, k]
+    share = ratio_of(-before, after - before)
+    equal = fp[rows, k - 1] + share * (fp[rows, k] - fp[rows, k - 1])
+    return counts.both * ratio_of(equal, real)
+
+
+@metric("TPR at 1 % FPR", "ranking", plain="fakes found at 1 % false positives", percent=True)
+def tpr_at_fpr_1pct(counts: "Counts") -> np.ndarray:
+    """Largest TPR of the thresholds with an FPR of at most 1 %; below 100 real images that allows none called fake."""
+    return _tpr_at_fpr(counts, 0.01)
+
+
+@metric("TPR at 0.1 % FPR", "ranking", plain="fakes found at 0.1 % false positives", percent=True)
+def tpr_at_fpr_01pct(counts: "Counts") -> np.ndarray:
+    """Largest TPR of the thresholds with an FPR of at most 0.1 %; below 1000 real images that allows none."""
+    return _tpr_at_fpr(counts, 0.001)
+
+
+def _tpr_at_fpr(counts: "Counts", fpr: float) -> np.ndarray:
+    tp, fp = counts.curve
+    allowed = np.floor(fpr * fp[:, -1] + 1e-9)  # 0.01 * 700 must allow 7
+    best = tp[np.arange(len(tp)), (fp <= allowed[:, None]).sum(axis=1) - 1]
+    return counts.both * ratio_of(best, tp[:, -1])
+
+
+@metric("Brier score", "probability", lower_is_better=True)
+def brier(counts: "Counts") -> np.ndarray:
+    """Mean squared error of P(fake) (Brier, Monthly Weather Review 78, 1950)."""
+    return counts.squared_error / counts.images
+
+
+@metric("loss", "probability", lower_is_better=True)
+def loss(counts: "Counts") -> np.ndarray:
+    """Mean negative log-likelihood in nats (binary cross-entropy), P clipped at 1e-7 as Keras does."""
+    return counts.log_loss / counts.images
+
+
+@metric("ECE", "probability", plain="calibration error", lower_is_better=True, inflated_by_noise=True)
+def ece(counts: "Counts") -> np.ndarray:
+    """Expected calibration error of P(fake) in 15 bins of equal width, closed on the right.
+
+    The mean over images of |mean score - share of fakes| in their bin. Binned by P(fake), as in Naeini et al., AAAI
+    2015, so that it is what `reliability` shows; Guo et al., ICML 2017, bin the winning class's P.
+    """
+    return np.abs(counts.bin_errors).sum(axis=1) / counts.images
+
+
+HEADLINES = tuple(name for name, entry in METRICS.items() if entry.headline)
+
+
+def of_kind(kind: Kind) -> list[Metric]:
+    """The metrics of one kind, in the order of the table."""
+    return [entry for entry in METRICS.values() if entry.kind == kind]
+
+
+def check_metric(option: str, name: str, others: Sequence[str] = ()) -> None:
+    """Refuse with `UserError` the value of `option` that is neither a metric nor one of `others`."""
+    if name not in (known := (*METRICS, *others)):
+        raise UserError(f"{option}: there is no {name!r}; choose from {', '.join(known)}")
 
 
 def score(labels: np.ndarray, p_fake: np.ndarray, threshold: float = 0.5) -> dict[str, float | int | None]:
-    """Every metric of one set of images; keys n, n_real, n_fake, threshold and those in `METRICS`.
-
-    accuracy                      share of the images called right
-    balanced_accuracy             mean of that share among the real and among the fake images
-    false_positive_rate         share of the real images called fake (FPR)
-    false_negative_rate              share of the fake images called real (FNR)
-    auc                           area under the ROC curve, ties counted half
-    average_precision             sum of (R_k - R_{k-1}) P_k over the distinct scores, not interpolated
-    eer                           rate at which FPR = FNR on the ROC curve, linear between its points
-    tpr_at_fpr_1pct, _01pct       largest TPR of the thresholds with an FPR of at most 1 %, 0.1 %; with fewer
-                                  than 100, 1000 real images that allows no real image called fake
-    brier                         mean squared error of P(fake) (Brier, Monthly Weather Review 78, 1950)
-    loss                          mean negative log-likelihood in nats (binary cross-entropy), P clipped at
-                                  1e-7 as Keras does
-    ece                           expected calibration error of P(fake) in 15 bins of equal width, closed on
-                                  the right: the mean over images of |mean score - share of fakes| in their
-                                  bin. Binned by P(fake), as in Naeini et al., AAAI 2015, so that it is what
-                                  `reliability` shows; Guo et al., ICML 2017, bin the winning class's P
-    """
+    """Every metric of one set of images; keys n, n_real, n_fake, threshold and those in `METRICS`."""
     labels, p_fake = checked(labels, p_fake)
-    everything = np.ones((1, len(labels)))
-    found = evaluate_draws(rank_scores(labels, p_fake, threshold, np.arange(len(labels))), everything, METRICS)
+    every_image_once = np.ones((1, len(labels)))
+    values = evaluate_draws(rank_scores(labels, p_fake, threshold, np.arange(len(labels))), every_image_once, METRICS)
     n_fake = int(labels.sum())
     return {
         "n": len(labels),
         "n_real": len(labels) - n_fake,
         "n_fake": n_fake,
         "threshold": float(threshold),
-        **{name: number_or_none(values[0]) for name, values in found.items()},
+        **{name: number_or_none(value) for name, (value,) in values.items()},
     }
 
 
@@ -147,7 +335,7 @@ def checked(labels: np.ndarray, p_fake: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 @dataclass(frozen=True)
 class Ranked:
-    """What stays the same from one resample to the next: images weigh what their group was drawn."""
+    """What all resamples share; an image counts as often in a resample as its group was drawn."""
 
     sums: np.ndarray  # (groups, 6 + ECE_BINS): by group, what the pointwise metrics add up
     group: np.ndarray  # (n,): group of each image, by falling score
@@ -156,6 +344,7 @@ class Ranked:
 
 
 def rank_scores(labels: np.ndarray, p_fake: np.ndarray, threshold: float, codes: np.ndarray) -> Ranked:
+    """The images summed up by group and ordered by score; `codes` int (n,), the number of each image's group."""
     groups = codes.max() + 1
     called_fake = p_fake >= threshold
     likelihood = np.clip(np.where(labels == 1, p_fake, 1 - p_fake), EPSILON, 1 - EPSILON)
@@ -180,24 +369,38 @@ def rank_scores(labels: np.ndarray, p_fake: np.ndarray, threshold: float, codes:
     )
 
 
-def evaluate_draws(ranked: Ranked, draws: np.ndarray, metrics: Sequence[str]) -> dict[str, np.ndarray]:
+class Counts:
+    """What the metrics of B resamples are computed from.
+
+    Attributes:
+        images, real, fake, false_positives, false_negatives: float (B,), numbers of images; positive means fake.
+        squared_error, log_loss: float (B,), summed over the images.
+        bin_errors: float (B, ECE_BINS), score minus label summed over the images of each bin of P(fake).
+    """
+
+    def __init__(self, ranked: Ranked, draws: np.ndarray):
+        self._ranked, self._draws = ranked, draws
+        totals = draws @ ranked.sums
+        self.real, self.fake, self.false_positives, self.false_negatives = totals[:, :4].T
+        self.squared_error, self.log_loss = totals[:, 4:6].T
+        self.bin_errors = totals[:, 6:]
+        self.images = self.real + self.fake
+
+    @cached_property
+    def curve(self) -> tuple[np.ndarray, np.ndarray]:
+        """As `curve_of`: computed for the first metric that needs it."""
+        return curve_of(self._ranked, self._draws)
+
+    @property
+    def both(self) -> np.ndarray:
+        """(B,): 1, or NaN where a resample lacks a class."""
+        return np.where((self.fake > 0) & (self.real > 0), 1.0, np.nan)
+
+
+def evaluate_draws(ranked: Ranked, draws: np.ndarray, metrics: Iterable[str]) -> dict[str, np.ndarray]:
     """The metrics of B resamples, each (B,), NaN where undefined; `draws` (B, groups) counts each group."""
-    totals = draws @ ranked.sums
-    real, fake, accused, missed, squared_error, log_loss = totals[:, :6].T
-    images = real + fake
-    false_positive_rate, false_negative_rate = ratio_of(accused, real), ratio_of(missed, fake)
-    found = {
-        "accuracy": 1 - (accused + missed) / images,
-        "balanced_accuracy": 1 - (false_positive_rate + false_negative_rate) / 2,
-        "brier": squared_error / images,
-        "loss": log_loss / images,
-        "ece": np.abs(totals[:, 6:]).sum(axis=1) / images,
-        "false_positive_rate": false_positive_rate,
-        "false_negative_rate": false_negative_rate,
-    }
-    if not set(RANKING).isdisjoint(metrics):
-        found |= _rankings(*curve_of(ranked, draws))
-    return {name: found[name] for name in metrics}
+    counts = Counts(ranked, draws)
+    return {name: METRICS[name].values(counts) for name in metrics}
 
 
 def curve_of(ranked: Ranked, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -214,34 +417,6 @@ def pair_counts(tp: np.ndarray, fp: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     """Pairs of a fake and a real image, (B,) each: those with the fake ahead, ties counted half, and all."""
     area = np.einsum("ij,ij->i", np.diff(fp), tp[:, 1:] + tp[:, :-1]) / 2
     return area, tp[:, -1] * fp[:, -1]
-
-
-def _rankings(tp: np.ndarray, fp: np.ndarray) -> dict[str, np.ndarray]:
-    fake, real = tp[:, -1], fp[:, -1]
-    both = np.where((fake > 0) & (real > 0), 1.0, np.nan)
-    rows = np.arange(len(tp))
-
-    called = tp[:, 1:] + fp[:, 1:]
-    precision = tp[:, 1:] / np.maximum(called, 1)  # counts are whole: below 1 nothing is called
-
-    # FPR - FNR rises along the curve; its sign changes between points k - 1 and k.
-    balance = fp * fake[:, None] + tp * real[:, None] - (fake * real)[:, None]
-    k = np.maximum((balance < 0).sum(axis=1), 1)
-    before, after = balance[rows, k - 1], balance[rows, k]
-    share = ratio_of(-before, after - before)
-    equal = fp[rows, k - 1] + share * (fp[rows, k] - fp[rows, k - 1])
-
-    def tpr_at(fpr: float) -> np.ndarray:
-        allowed = np.floor(fpr * real + 1e-9)  # 0.01 * 700 must allow 7
-        return both * ratio_of(tp[rows, (fp <= allowed[:, None]).sum(axis=1) - 1], fake)
-
-    return {
-        "auc": ratio_of(*pair_counts(tp, fp)),
-        "average_precision": both * ratio_of(np.einsum("ij,ij->i", np.diff(tp), precision), fake),
-        "eer": both * ratio_of(equal, real),
-        "tpr_at_fpr_1pct": tpr_at(0.01),
-        "tpr_at_fpr_01pct": tpr_at(0.001),
-    }
 
 
 def binned_errors(p_fake: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:

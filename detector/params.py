@@ -1,24 +1,46 @@
-"""params.yaml, typed and strict: what is not allowed is refused before any work starts."""
+"""params.yaml, typed and strict: a parameter that is not allowed is refused before any work starts."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from detector.errors import UserError
 from detector.models.backbones import BACKBONES
 
-RENAMED = {  # keys of former versions
+RENAMED = {  # keys of former versions: what they are called now
     "data.faces": "data.face_crop",
     "train.average": "train.ema_decay",
     "evaluate.calibration.arms": "evaluate.calibration.corruption_sets",
     "evaluate.max_false_accusation_rate": "evaluate.max_false_positive_rate",
 }
 
+CorruptionSet = Literal["generic", "matched", "other"]  # see detector.augment.corruption
+CORRUPTION_SETS: tuple[CorruptionSet, ...] = get_args(CorruptionSet)
+
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+def _in_order(ends: list[float]) -> list[float]:
+    if ends[0] > ends[1]:
+        raise PydanticCustomError("not_in_order", "must be [from, to] with from no larger than to")
+    return ends
+
+
+TwoEnds = (Field(min_length=2, max_length=2), AfterValidator(_in_order))  # of a range, [from, to]
 
 
 class Section(BaseModel):
@@ -28,7 +50,7 @@ class Section(BaseModel):
 
 
 class SampleParams(Section):
-    """Images per split, the side in pixels and the kinds of fake of the drawn sample."""
+    """The drawn sample: images per split, their side in pixels and the kinds of fakes."""
 
     train: Annotated[int, Field(ge=4, le=1_000_000)]
     validation: Annotated[int, Field(ge=4, le=1_000_000)]
@@ -69,7 +91,7 @@ class DataParams(Section):
         if self.source == "folder" and not self.path:
             raise ValueError("data.path: must name a folder or an archive when data.source is folder")
         if self.source == "sample" and self.face_crop == "largest":
-            raise ValueError("data.face_crop: the drawn sample is of faces already; set it to none")
+            raise ValueError("data.face_crop: the images of the drawn sample are face crops already; set it to none")
         if self.path and self.source != "folder":
             raise ValueError(
                 f"data.path: is not used when data.source is {self.source}; set it to null, or data.source to folder"
@@ -97,29 +119,29 @@ class ModelParams(Section):
 
 
 class CorruptionParams(Section):
-    """Damage to training images: the probability of each corruption set, and its strength."""
+    """Corruptions of training images: the probability of each corruption set, and the range of the strength."""
 
-    generic: Annotated[float, Field(ge=0, le=1)]
-    matched: Annotated[float, Field(ge=0, le=1)]
-    strength: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)]
+    generic: Probability
+    matched: Probability
+    other: Probability
+    strength: Annotated[list[Probability], *TwoEnds]
 
-    @model_validator(mode="after")
-    def _strength_in_order(self) -> "CorruptionParams":
-        if self.strength[0] > self.strength[1]:
-            raise ValueError("augment.corruption.strength: must be [from, to] with from no larger than to")
-        return self
+    @property
+    def probabilities(self) -> dict[CorruptionSet, float]:
+        """The probability of each corruption set that is used."""
+        return {name: p for name in CORRUPTION_SETS if (p := getattr(self, name))}
 
 
 class SelfBlendParams(Section):
-    """Fakes made of real training images."""
+    """Self-blended images: fakes made of real training images."""
 
-    rate: Annotated[float, Field(ge=0, le=1)]
-    donor: Annotated[float, Field(ge=0, le=1)]
+    rate: Probability
+    donor: Probability
     start_epoch: Annotated[int, Field(ge=1)]
 
 
 class AugmentParams(Section):
-    """What training images go through; see `detector.augment.pipeline`."""
+    """The augmentation of training images; see `detector.augment.pipeline`."""
 
     rotation: Annotated[float, Field(ge=0, le=180)]
     width_shift: Annotated[float, Field(ge=0, lt=1)]
@@ -127,16 +149,10 @@ class AugmentParams(Section):
     shear: Annotated[float, Field(ge=0, le=60)]
     zoom: Annotated[float, Field(ge=0, lt=1)]
     horizontal_flip: bool
-    brightness: Annotated[list[Annotated[float, Field(gt=0, le=4)]], Field(min_length=2, max_length=2)]
-    cutout: Annotated[float, Field(ge=0, le=1)]
+    brightness: Annotated[list[Annotated[float, Field(gt=0, le=4)]], *TwoEnds]
+    cutout: Probability
     corruption: CorruptionParams
     self_blend: SelfBlendParams
-
-    @model_validator(mode="after")
-    def _brightness_in_order(self) -> "AugmentParams":
-        if self.brightness[0] > self.brightness[1]:
-            raise ValueError("augment.brightness: must be [from, to] with from no larger than to")
-        return self
 
 
 class ProgressiveParams(Section):
@@ -178,19 +194,19 @@ class TrainParams(Section):
     @field_validator("source_weights", mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:
-        """A folder may well be called 2019, which is no text in YAML."""
+        """A source may be called 2019, which YAML reads as a number."""
         return {str(name): weight for name, weight in value.items()} if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _fits_together(self) -> "TrainParams":
         if self.warmup and self.schedule != "cosine":
-            raise ValueError("train.warmup: is for a cosine; set it to 0, or train.schedule to cosine")
+            raise ValueError("train.warmup: needs the cosine schedule; set it to 0, or train.schedule to cosine")
         if self.head_epochs >= self.epochs:
             raise ValueError(f"train.head_epochs: must be below train.epochs, {self.epochs}, got {self.head_epochs}")
         if self.ema_norm_images and not self.ema_decay:
-            raise ValueError("train.ema_norm_images: is for averaged weights; set it to 0, or train.ema_decay above 0")
+            raise ValueError("train.ema_norm_images: needs averaged weights; set it to 0, or train.ema_decay above 0")
         if self.mixup and not self.paired_batches:
-            raise ValueError("train.mixup: mixes pairs; set it to 0, or train.paired_batches to true")
+            raise ValueError("train.mixup: needs pairs to mix; set it to 0, or train.paired_batches to true")
         if self.paired_batches and self.batch_size % 2:
             raise ValueError(f"train.batch_size: must be even with train.paired_batches, got {self.batch_size}")
         most = self.epochs - self.head_epochs
@@ -211,16 +227,10 @@ class CalibrationParams(Section):
     """The validation images that temperature, threshold and unsure band are chosen on."""
 
     images: Literal["clean", "perturbed", "mixed"]
-    corruption_sets: Annotated[list[Literal["generic", "matched"]], Field(min_length=1, max_length=2)]
+    corruption_sets: Annotated[list[CorruptionSet], Field(min_length=1, max_length=len(CORRUPTION_SETS))]
     corruptions: Annotated[int, Field(ge=1, le=4)]
-    strength: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)]
+    strength: Annotated[list[Probability], *TwoEnds]
     max_images: Annotated[int, Field(ge=10)]
-
-    @model_validator(mode="after")
-    def _strength_in_order(self) -> "CalibrationParams":
-        if self.strength[0] > self.strength[1]:
-            raise ValueError("evaluate.calibration.strength: must be [from, to] with from no larger than to")
-        return self
 
 
 class EvaluateParams(Section):
@@ -229,8 +239,8 @@ class EvaluateParams(Section):
     calibration: CalibrationParams
     flip_average: bool
     threshold: Literal["auto"] | Fraction
-    max_false_positive_rate: Annotated[float, Field(ge=0, le=1)]
-    target_error: Annotated[float, Field(ge=0, le=1)]
+    max_false_positive_rate: Probability
+    target_error: Probability
     bootstrap: Annotated[int, Field(ge=100, le=100_000)]
     reencoded: bool
     stress_images: Annotated[int, Field(ge=0)]
@@ -268,13 +278,13 @@ class Params(Section):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats (1e-4 is a number) and no silent last-one-wins for a key given twice."""
+    """YAML 1.2 floats (1e-4 is a number) and an error where a section contains a key twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
-                problem = f"{key.value} stands twice in one section"
+                problem = f"{key.value} occurs twice in one section"
                 raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -297,10 +307,10 @@ def load_params(path: Path | str = "params.yaml") -> Params:
 
 
 def read_yaml(path: Path | str) -> Any:
-    """What a YAML file holds.
+    """The content of a YAML file.
 
     Raises:
-        UserError: it is missing, cannot be read, is not YAML, or names a key twice.
+        UserError: it is missing, cannot be read, is not YAML, or contains a key twice.
     """
     path = Path(path)
     try:
@@ -308,9 +318,9 @@ def read_yaml(path: Path | str) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run from the project's root, where dvc.yaml is") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}; mend that") from None
-    except Exception as error:  # of a value that its tag does not fit, PyYAML raises almost anything
-        raise UserError(f"{path}: {_yaml_problem(error)}; mend it") from None
+        raise UserError(f"{path}: cannot be read: {error.strerror}; make it readable") from None
+    except Exception as error:  # PyYAML raises almost any error for a value that does not fit its tag
+        raise UserError(f"{path}: {_yaml_problem(error)}; correct it") from None
 
 
 def parse_yaml(text: str) -> Any:
@@ -319,10 +329,10 @@ def parse_yaml(text: str) -> Any:
 
 
 def check_params(raw: Any, origin: str) -> Params:
-    """The nested values of all parameters, typed.
+    """The typed parameters from their nested values.
 
     Args:
-        origin: where they come from, which an error begins with.
+        origin: where they come from; an error message begins with it.
 
     Raises:
         UserError: a key is missing, unknown, of a wrong type or out of range.
@@ -330,25 +340,25 @@ def check_params(raw: Any, origin: str) -> Params:
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
-        problems = dict.fromkeys(_explain(e) for e in error.errors())  # one for each option of a union, all alike
+        problems = dict.fromkeys(_explain(e) for e in error.errors())  # pydantic gives one for each option of a union
         raise UserError(f"{origin}: " + "; ".join(problems)) from None
 
 
 def dotted(raw: Mapping[str, Any], section: type[Section] = Params) -> dict[str, Any]:
-    """Nested parameters, all or some, by their dotted keys; a mapping that is one value, as source weights, stays."""
-    found = {}
+    """Nested parameters, all or some, by dotted key; a mapping that is one value (source weights) stays whole."""
+    values = {}
     for name, value in raw.items():
         field = section.model_fields.get(name)
         inner = field.annotation if field else None
         if isinstance(value, Mapping) and isinstance(inner, type) and issubclass(inner, Section):
-            found |= {f"{name}.{key}": part for key, part in dotted(value, inner).items()}
+            values |= {f"{name}.{key}": part for key, part in dotted(value, inner).items()}
         else:
-            found[str(name)] = value
-    return found
+            values[str(name)] = value
+    return values
 
 
 def flatten(params: BaseModel) -> dict[str, Any]:
-    """Dotted keys and plain values, as MLflow wants them: {"train.epochs": 8, ...}."""
+    """All parameters by dotted key, as MLflow takes them: {"train.epochs": 8, ...}."""
 
     def walk(prefix: str, value: Any):
         if isinstance(value, dict):
@@ -371,9 +381,11 @@ def _explain(error: dict) -> str:
     if key in RENAMED:
         return f"{key}: is now called {RENAMED[key]}; rename it"
     if error["type"] in ("extra_forbidden", "invalid_key"):
-        return f"{key}: unknown key; remove it or mend its spelling"
+        return f"{key}: unknown key; remove it or correct its spelling"
     if error["type"] == "missing":
         return f"{key}: missing; add it"
+    if error["type"] == "not_in_order":
+        return f"{key}: {error['msg']}"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     return f"{key}: must be {_in_words(node)}, got {_shown(error['input'])}"
@@ -385,7 +397,7 @@ def _shown(value: Any) -> str:
 
 
 def _place(location: tuple[str | int, ...]) -> tuple[str, dict]:
-    """The key at `location` and its schema, from which the words are read so that they cannot drift from the check."""
+    """The key at `location` and its JSON schema, from which a message is made so that it agrees with the check."""
     schema = Params.model_json_schema()
     node: dict = schema
     key = []
@@ -393,7 +405,7 @@ def _place(location: tuple[str | int, ...]) -> tuple[str, dict]:
         if "anyOf" in node:
             mappings = [option for option in node["anyOf"] if "additionalProperties" in option]
             if not mappings:
-                break  # the rest names the option that did not fit
+                break  # the rest of the location names the option that did not fit
             node = mappings[0]["additionalProperties"]
             key.append(str(part))
             continue

@@ -9,8 +9,10 @@ from detector.files import read_heatmaps, read_json, read_table, read_text, repl
 from detector.models.file import CONVERTED
 from detector.params import flatten, load_params
 from detector.paths import (
+    BINS,
     BY_ATTRIBUTE,
     CALIBRATION,
+    CURVES,
     DATA_SUMMARY,
     EVALUATION,
     EVALUATION_RUN,
@@ -22,6 +24,7 @@ from detector.paths import (
     PREDICTIONS,
     PREPARED,
     REPORT,
+    ROC,
     STRESS,
     TRAIN_SUMMARY,
 )
@@ -32,7 +35,8 @@ from detector.tracking import runs, store
 def main() -> None:
     params = load_params()
     store.connect()
-    data, evaluation, calibration = read_json(DATA_SUMMARY), read_json(EVALUATION), read_calibration(MODEL)
+    data, train, evaluation = read_json(DATA_SUMMARY), read_json(TRAIN_SUMMARY), read_json(EVALUATION)
+    calibration = read_calibration(MODEL)
     predictions = read_table(PREDICTIONS, texts=["path", "set", "class", "group", "called", "verdict", "sha256"])
     ladder = read_table(STRESS, texts=["name", "family", "corruption_set"])
     attributes = read_table(BY_ATTRIBUTE, texts=["set", "attribute", "value"])
@@ -44,8 +48,15 @@ def main() -> None:
     places = {name: PREPARED if name in in_prepared else EXTRA / name for name in predictions["set"].unique()}
 
     pictures = [
-        gallery.training(read_table(HISTORY, texts=[])),
-        gallery.evaluation(evaluation, predictions, ladder, calibration, params.seed),
+        gallery.training(read_table(HISTORY, texts=[]), train.get("best")),
+        gallery.evaluation(
+            evaluation,
+            read_table(ROC, texts=["set"]),
+            read_table(CURVES, texts=["set", "curve"]),
+            read_table(BINS, texts=["set", "histogram"]),
+            ladder,
+            calibration,
+        ),
     ]
     if not params.plot.private:
         count, threshold = params.plot.grid_images, calibration.threshold
@@ -60,7 +71,7 @@ def main() -> None:
         for name, figure in chain.from_iterable(pictures):
             figures.save(figure, folder / f"{name}.png")
     drawn = {file.stem: file for file in sorted(PLOTS.iterdir())}
-    run_id, train = read_text(EVALUATION_RUN), read_json(TRAIN_SUMMARY)
+    run_id = read_text(EVALUATION_RUN)
     used = flatten(params)
     if train["weights"] == CONVERTED:
         used = {key: value for key, value in used.items() if not key.startswith(("model.", "augment.", "train."))}

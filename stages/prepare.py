@@ -1,4 +1,4 @@
-"""Stage 1: examine every image, excluded what is broken, in doubt or in two splits, write shards and manifest."""
+"""Stage 1: examine every image, exclude broken ones and duplicates across splits, write shards and manifest."""
 
 import sys
 
@@ -42,18 +42,18 @@ def main() -> None:
 
 
 def warnings(summary: dict) -> list[str]:
-    """What the audit found that the data still holds."""
+    """Sentences about what the audit found and the data still contains."""
     duplicates, ungrouped = summary["duplicates"], summary["ungrouped"]
-    found = list(summary["shortcuts"]["warnings"])
+    sentences = list(summary["shortcuts"]["warnings"])
     if 0 < ungrouped < summary["images"] + summary["excluded"]["images"]:
-        found.append(f"The manifest puts {ungrouped:,} images in no group: each counts as a source of its own.")
+        sentences.append(f"The manifest puts {ungrouped:,} images in no group: each counts as a group of its own.")
     if duplicates["policy"] == "report":
         for splits, pairs in duplicates["leaks"].items():
             count = pairs["exact"] + pairs["near"]
-            found.append(f"{count:,} pairs of duplicates in {splits} stay, as data.duplicates is report.")
+            sentences.append(f"{count:,} pairs of duplicates in {splits} stay, as data.duplicates is report.")
     if not duplicates["search_complete"]:
-        found.append("So many images are alike that only the nearest of each were compared: duplicates may remain.")
-    return found
+        sentences.append("So many images are alike that only the nearest of each were compared: duplicates may remain.")
+    return sentences
 
 
 if __name__ == "__main__":

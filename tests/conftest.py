@@ -1,4 +1,4 @@
-"""What several test files draw, prepare or build."""
+"""Fixtures of several test files, the order of the tests, and which of them are slow."""
 
 import io
 from collections.abc import Callable, Mapping
@@ -18,6 +18,29 @@ from detector.prepare.splits import Entry
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 ROOT = Path(__file__).resolve().parent.parent
+# These build, train or convert networks, drive a browser, or send a service thousands of requests.
+SLOW_FIXTURES = {"network", "model_file"}
+SLOW_FILES = {
+    "test_backbones.py",
+    "test_backends.py",
+    "test_convert.py",
+    "test_fuzz.py",
+    "test_grad_cam.py",
+    "test_keras_file.py",
+    "test_loop.py",
+    "test_network.py",
+    "test_openapi.py",
+    "test_openvino.py",
+    "test_page.py",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The end-to-end tests come first, so that the other workers are busy meanwhile; slow tests get their marker."""
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+    for item in items:
+        if item.path.name in SLOW_FILES or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import re
 import shlex
 import subprocess
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +29,13 @@ from detector.errors import UserError, exit_on_user_error
 from detector.evaluation.bootstrap import bootstrap
 from detector.experiments import recipes
 from detector.files import write_json
-from detector.metrics import score
+from detector.metrics import METRICS, Metric, score
 from detector.params import flatten, load_params, parse_yaml, read_yaml
 from detector.paths import project_root
 from detector.tracking import runs
 
 HERE = Path(__file__).resolve().parent
-FIGURES = ("auc", "accuracy", "ece", "false_positive_rate")
+IN_TABLE = tuple(METRICS[name] for name in ("auc", "accuracy"))  # results.json has every metric
 # What the rows of one table have in common, where no recipe says it.
 COMMON = ("data.", "train.source_weights", "evaluate.calibration.", "evaluate.extra_sets")
 
@@ -114,10 +115,49 @@ def write_table(prefix: str, common: list[str]) -> None:
         for row, settings in all_rows().items()
     }
     everything = {run.info.run_id: run for run in runs.all_runs()}  # the newest first
+    found = runs_of_rows(everything.values(), rows, prefix)
+    table = {}
+    for row in (row for row in rows if found[row]):
+        of_row = [found[row][seed] for seed in sorted(found[row])]
+        table[row] = {
+            "seeds": sorted(found[row]),
+            "command": command_of(of_row[0], row, sorted(found[row])),
+            "runs": [origin(run, everything.get(run.data.tags.get("mlflow.parentRunId"), run)) for run in of_row],
+            **summary([outcome(run, intervals=len(of_row) == 1) for run in of_row]),
+        }
+    best = chosen(table)
+    run = found[best][table[best]["seeds"][0]]
+    head = {
+        "test_sets": {
+            name: {figure: values[figure]["mean"] for figure in METRICS}
+            for name, values in table[best]["test_sets"].items()
+        },
+        "row": best,
+        "seeds": table[best]["seeds"],
+        "commit": table[best]["runs"][0]["commit"],
+        "image_size": _parameter(run, "model.image_size"),
+        "epochs": _parameter(run, "train.epochs"),
+        "backend": run.data.tags.get("backend", ""),
+        "command": table[best]["command"],
+    }
+    picture = project_root() / "docs" / "recipes.png"
+    drawn(table, best).savefig(picture, dpi=130)
+    (HERE / "table.md").write_text(markdown(table))
+    write_json(HERE / "results.json", {**head, "ablation": table})
+    print(markdown(table))
+    print(f"{HERE / 'results.json'}, {HERE / 'table.md'}, {picture}")
+
+
+def runs_of_rows(newest_first: Iterable, rows: Mapping[str, Mapping], prefix: str) -> dict[str, dict[int, object]]:
+    """row -> seed -> its newest run; a run of a row's name with other parameters is left out and named.
+
+    Raises:
+        UserError: no run is left.
+    """
     found: dict[str, dict[int, object]] = defaultdict(dict)
     pinned = {key for settings in rows.values() for key in settings}
     newest, left_out = None, {}
-    for run in everything.values():
+    for run in newest_first:
         name = run.info.run_name
         row = name.removeprefix(prefix)
         row = row if row in rows else re.sub(r"-\d+$", "", row)
@@ -135,37 +175,7 @@ def write_table(prefix: str, common: list[str]) -> None:
         print(f"left out: {name}, which differs from its recipe and -S, or from the newest run, in {', '.join(keys)}")
     if not found:
         raise UserError("no run of the ablation is in MLflow; run `python -m benchmarks.recipes queue --run ...` first")
-
-    table = {}
-    for row in (row for row in rows if found[row]):
-        of_row = [found[row][seed] for seed in sorted(found[row])]
-        table[row] = {
-            "seeds": sorted(found[row]),
-            "command": command_of(of_row[0], row, sorted(found[row])),
-            "runs": [origin(run, everything.get(run.data.tags.get("mlflow.parentRunId"), run)) for run in of_row],
-            **summary([outcome(run, intervals=len(of_row) == 1) for run in of_row]),
-        }
-    best = chosen(table)
-    run = found[best][table[best]["seeds"][0]]
-    head = {
-        "test_sets": {
-            name: {figure: values[figure]["mean"] for figure in FIGURES}
-            for name, values in table[best]["test_sets"].items()
-        },
-        "row": best,
-        "seeds": table[best]["seeds"],
-        "commit": table[best]["runs"][0]["commit"],
-        "image_size": _parameter(run, "model.image_size"),
-        "epochs": _parameter(run, "train.epochs"),
-        "backend": run.data.tags.get("backend", ""),
-        "command": table[best]["command"],
-    }
-    picture = project_root() / "docs" / "recipes.png"
-    drawn(table, best).savefig(picture, dpi=130)
-    (HERE / "table.md").write_text(markdown(table))
-    write_json(HERE / "results.json", {**head, "ablation": table})
-    print(markdown(table))
-    print(f"{HERE / 'results.json'}, {HERE / 'table.md'}, {picture}")
+    return found
 
 
 def differing(run, other) -> set[str]:
@@ -256,9 +266,9 @@ def outcome(run, intervals: bool) -> dict:
         spread = {}
         if intervals:
             resamples, seed = _parameter(run, "evaluate.bootstrap"), _parameter(run, "seed")
-            spread = bootstrap(labels, p_fake, groups, threshold, FIGURES, n=resamples, seed=seed)
+            spread = bootstrap(labels, p_fake, groups, threshold, n=resamples, seed=seed)
         unknown = {"low": None, "high": None}
-        found[name] = {figure: {"mean": values[figure], **(spread.get(figure) or unknown)} for figure in FIGURES}
+        found[name] = {figure: {"mean": values[figure], **(spread.get(figure) or unknown)} for figure in METRICS}
     return {"validation_loss": json.loads(read("calibration.json"))["chosen_on"]["loss"], "test_sets": found}
 
 
@@ -270,7 +280,7 @@ def summary(outcomes: list[dict]) -> dict:
         def mean(name: str, figure: str) -> dict[str, float | None]:
             return _mean([found["test_sets"][name][figure]["mean"] for found in outcomes])
 
-        sets = {name: {figure: mean(name, figure) for figure in FIGURES} for name in sets}
+        sets = {name: {figure: mean(name, figure) for figure in METRICS} for name in sets}
     return {"validation_loss": _mean([found["validation_loss"] for found in outcomes]), "test_sets": sets}
 
 
@@ -289,21 +299,21 @@ def _mean(values: list[float | None]) -> dict[str, float | None]:
 def markdown(table: dict[str, dict]) -> str:
     """One row a recipe: seeds, validation loss, then AUC and accuracy of every test set with their intervals."""
     names = list(next(iter(table.values()))["test_sets"])
-    lines = ["| row | seeds | validation loss | " + " | ".join(f"{name}: AUC, accuracy" for name in names) + " |"]
+    titles = ", ".join(metric.title for metric in IN_TABLE)
+    lines = ["| row | seeds | validation loss | " + " | ".join(f"{name}: {titles}" for name in names) + " |"]
     lines += ["|" + " --- |" * (len(names) + 3)]
     for row, values in table.items():
         cells = [", ".join(map(str, values["seeds"])), f"{values['validation_loss']['mean']:.3f}"]
         for name in names:
-            cells.append(", ".join(_said(values["test_sets"][name][figure]) for figure in ("auc", "accuracy")))
+            figures = values["test_sets"][name]
+            cells.append(", ".join(_with_interval(metric, figures[metric.name]) for metric in IN_TABLE))
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _said(value: dict[str, float | None]) -> str:
-    if value["mean"] is None:
-        return "none"
-    spread = "" if value["low"] is None else f" ({value['low']:.3f} to {value['high']:.3f})"
-    return f"{value['mean']:.3f}{spread}"
+def _with_interval(metric: Metric, value: dict[str, float | None]) -> str:
+    interval = "" if value["low"] is None else f" ({metric.between(value['low'], value['high'])})"
+    return metric.text(value["mean"], "none") + interval
 
 
 def drawn(table: dict[str, dict], row: str) -> Figure:

@@ -1,16 +1,22 @@
-"""Image corruptions: what compression, resizing, cameras, editors and weather do to a picture.
+"""Image corruptions: what compression, resizing, cameras, editors and weather do to an image.
 
 One corruption is one pure function `(image, strength, rng) -> image`:
 
 - `image` is uint8, (H, W, 3), RGB, of any size; the result has the same shape and dtype and is a new array;
-- `strength` is in 0..1: 0 leaves the image as it is, or nearly; 1 is the most a test set would carry while a
-  person still recognises the face. From the same generator state, more strength is more of the same draw;
+- `strength` is in 0..1: 0 leaves the image as it is, or nearly; 1 is the most at which a person still recognises the
+  face. From the same generator state, a higher strength gives a stronger version of the same draw;
 - px in the docstrings are those of an image whose shorter side is 256 px; lengths grow with that side.
 
-The severity ladder follows Hendrycks and Dietterich, "Benchmarking neural network robustness to common
-corruptions and perturbations" (ICLR 2019). The set "matched" holds the families named by Le et al.,
-"OpenForensics: large-scale challenging dataset for multi-face forgery detection and segmentation in-the-wild"
-(ICCV 2021); "generic" holds what any shared picture meets. They are kept apart so that results can be, too.
+The five severities follow Hendrycks and Dietterich, "Benchmarking neural network robustness to common
+corruptions and perturbations" (ICLR 2019). There are three corruption sets, kept apart so that results can be reported
+for each:
+
+- "generic" holds what any shared image meets;
+- "matched" holds the perturbations named by Le et al., "OpenForensics: large-scale challenging dataset for multi-face
+  forgery detection and segmentation in-the-wild" (ICCV 2021), that are not generic;
+- "other" is the place for any further corruption. No default draws from it, so one more there changes no result.
+
+To add a corruption: write its function below, under `@_register(family, corruption_set)`.
 """
 
 import math
@@ -24,17 +30,18 @@ import cv2
 import numpy as np
 
 from detector.errors import UserError
+from detector.params import CORRUPTION_SETS, AugmentParams, CorruptionSet
 
 Image = np.ndarray
 Apply = Callable[[Image, float, np.random.Generator], Image]
-CorruptionSet = Literal["generic", "matched"]
 
 SEVERITIES = (1, 2, 3, 4, 5)
+TRAINING_COUNT = (1, 2)  # corruptions of a corruption set on one training image, from and to
 
 
 @dataclass(frozen=True)
 class Corruption:
-    """A named corruption. `family` groups those that replace one another; `corruption_set` says why it is here."""
+    """A named corruption; an image gets at most one of each `family`."""
 
     name: str
     family: str
@@ -72,13 +79,13 @@ def perturb(
     count: tuple[int, int] = (1, 3),
     strength: tuple[float, float] = (0.2, 1.0),
 ) -> Image:
-    """Apply a random few corruptions, as a picture gathers them on its way.
+    """Apply a few random corruptions, each from a different family.
 
     Draws how many (`count`, both ends included), that many families of `corruption_sets`, one corruption of each, and
-    its strength (uniform in `strength`). They come in the order drawn, but JPEG last, as files are saved.
-    Raises UserError on an unknown corruption set or a strength outside 0..1.
+    its strength (uniform in `strength`). They are applied in the order drawn, but JPEG last, as files are saved.
+    Raises UserError on an unknown or empty corruption set or a strength outside 0..1.
     """
-    families = _families(tuple(corruption_sets))
+    families = _families(corruption_sets)
     drawn = rng.permutation(len(families))[: rng.integers(count[0], count[1], endpoint=True)]
     names = [families[i][rng.integers(len(families[i]))] for i in drawn]
     out = image.copy()
@@ -91,18 +98,37 @@ def through_jpeg(image: Image, quality: int, sampling: int) -> Image:
     """`image` written to a JPEG file and read again.
 
     Args:
-        quality: 0..100, as libjpeg has it. sampling: of the colour, one of cv2's IMWRITE_JPEG_SAMPLING_FACTOR_*.
+        quality: 0..100, that of libjpeg.
+        sampling: chroma subsampling, one of cv2's IMWRITE_JPEG_SAMPLING_FACTOR_*.
     """
     settings = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling]
     _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)
     return cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
 
 
-@cache
-def _families(corruption_sets: tuple[CorruptionSet, ...]) -> list[list[str]]:
-    known = sorted({c.corruption_set for c in CORRUPTIONS.values()})
-    if not corruption_sets or not set(corruption_sets) <= set(known):
-        raise UserError(f"corruption sets are {' and '.join(known)}, not {', '.join(corruption_sets) or 'none'}")
+def augment(image: Image, params: AugmentParams, rng: np.random.Generator) -> Image:
+    """A training image with corruptions: each corruption set is used with its own probability, in a random order.
+
+    Raises UserError if the probability of an empty corruption set is not 0.
+    """
+    probabilities = params.corruption.probabilities
+    if not probabilities:
+        return image  # and nothing is drawn
+    corruption_sets = [corruption_set for corruption_set, p in probabilities.items() if rng.random() < p]
+    for i in rng.permutation(len(corruption_sets)):
+        image = perturb(image, rng, (corruption_sets[i],), TRAINING_COUNT, tuple(params.corruption.strength))
+    return image
+
+
+def _families(corruption_sets: Sequence[CorruptionSet]) -> list[list[str]]:
+    """The names of the corruptions of these sets, one list for each family."""
+    if not corruption_sets or not set(corruption_sets) <= set(CORRUPTION_SETS):
+        raise UserError(f"corruption sets are {', '.join(CORRUPTION_SETS)}, not {', '.join(corruption_sets) or 'none'}")
+    if empty := set(corruption_sets) - {c.corruption_set for c in CORRUPTIONS.values()}:
+        raise UserError(
+            f"the corruption set {min(empty)} has no corruption yet; "
+            "add one in detector/augment/corruption.py, or choose another set"
+        )
     families: dict[str, list[str]] = {}
     for c in CORRUPTIONS.values():
         if c.corruption_set in corruption_sets:
@@ -305,7 +331,7 @@ def colour_shift(image: Image, strength: float, rng: np.random.Generator) -> Ima
 
 @_register("colour", "generic")
 def grey(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    """Fades to grey, which strength 0.5 reaches: most grey pictures are wholly so."""
+    """Fades to grey; from strength 0.5 on the image is wholly grey, as most grey images are."""
     return _mix(image, _saturate(max(0.0, 1 - 2 * strength)))
 
 

@@ -1,7 +1,7 @@
 """Geometric augmentation of the published recipe: one affine map, a flip and a brightness factor for every image.
 
-The ranges mean what they mean in Keras's ImageDataGenerator: rotation and shear in degrees either way, shifts as
-shares of the side, zoom z as two factors between 1 - z and 1 + z, and pixels outside repeat the border.
+The ranges have the meaning that they have in Keras's ImageDataGenerator: rotation and shear in degrees in either
+direction, shifts as shares of the side, zoom z as two factors between 1 - z and 1 + z; the border is repeated outside.
 """
 
 import cv2

@@ -8,11 +8,11 @@ import numpy as np
 
 
 def mix_pairs(pairs: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """What becomes of pairs of images, of targets or of weights: each keeps its share and gets the rest of its partner.
+    """Mix pairs of images, targets or weights: each keeps its share and takes the rest from its partner.
 
     Args:
         pairs: (p, 2, ...), uint8 images or float32 numbers.
-        share: float (p,), in 0..1, what both of a pair keep of themselves.
+        share: float (p,), in 0..1, the share that both of a pair keep.
 
     Returns:
         (p, 2, ...), of the type of `pairs`; images are rounded.

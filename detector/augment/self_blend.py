@@ -1,8 +1,8 @@
 """Self-blended images: forgeries made of real faces alone, so that a detector learns blending and not one generator.
 
 After Shiohara and Yamasaki, "Detecting deepfakes with self-blended images" (CVPR 2022): a face is changed a little,
-moved a little and blended onto itself. What remains to be seen is what every splice leaves: a seam, and colours,
-sharpness or compression that do not fit. The paper finds the face by landmarks; here its region is drawn at random
+moved a little and blended onto itself. The result has the traces of every splice: a seam, and colours, sharpness or
+compression that do not match. The paper finds the face by landmarks; here its region is drawn at random
 about the middle of a face crop, whole or in part (an eye, the mouth), so that no landmarks are needed. With a donor,
 another face cropped alike, it is a splice of two people, as in Li et al., "Face X-ray" (CVPR 2020).
 
@@ -14,10 +14,10 @@ import numpy as np
 
 from detector.augment.corruption import corrupt
 
-# What may differ between the two sides of a seam: corruptions and the most that each is applied (strength 0..1).
+# The differences between the two sides of a seam: corruptions and the maximum strength of each, in 0..1.
 COLOUR = {"colour_shift": 0.5, "temperature": 0.4, "brightness": 0.2, "contrast": 0.15}
 DETAIL = {"resize": 0.5, "gaussian_blur": 0.25, "sharpen": 0.35, "jpeg": 0.8, "gaussian_noise": 0.12}
-RATIOS = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)  # how much of the face is replaced: section 3.2 of the paper
+RATIOS = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)  # share of the face that is replaced: section 3.2 of the paper
 
 
 def self_blend(
@@ -27,8 +27,8 @@ def self_blend(
 
     Args:
         image: a crop with the face about its middle.
-        rng: what everything is drawn from.
-        donor: the face to put there, of the same shape, cropped alike; the image itself where none is given.
+        rng: the generator of all draws.
+        donor: the face to put there, of the same shape, cropped alike; None: the image itself.
         parts: probability in 0..1 that a part of the face is replaced rather than the whole.
     """
     mask = face_region(image.shape[:2], rng, part=rng.random() < parts)
@@ -40,7 +40,7 @@ def self_blend(
         target = mismatch(target, rng)
     source = _moved(source, rng)
     if rng.random() < 0.3:
-        source = _fitted(source, target, rng)
+        source = _with_light_of(source, target, rng)
     alpha = cv2.merge([mask * np.float32(RATIOS[rng.integers(len(RATIOS))])] * 3)
     blended = target + alpha * (source.astype(np.float32) - target)
     return np.clip(np.rint(blended), 0, 255).astype(np.uint8)
@@ -49,8 +49,8 @@ def self_blend(
 def face_region(shape: tuple[int, int], rng: np.random.Generator, part: bool = False) -> np.ndarray:
     """A soft random region about the middle of (height, width): float32 (H, W), 0 outside to 1 inside.
 
-    The convex hull of jittered points on an ellipse, warped and blurred. It is as large as a face in a crop with much
-    or little margin; or, if `part`, as large as an eye, a nose, a mouth or both eyes, anywhere in that face.
+    The convex hull of jittered points on an ellipse, warped and blurred. It is as large as a face in a crop with a
+    wide or a narrow margin; or, if `part`, as large as an eye, a nose, a mouth or both eyes, anywhere in that face.
     """
     height, width = shape
     centre = rng.normal((0.5, 0.52), 0.03)
@@ -98,8 +98,8 @@ def _with_colours_of(donor: np.ndarray, image: np.ndarray, mask: np.ndarray) -> 
     return cv2.transform(donor, np.hstack([np.diag(gain.ravel()), wanted - gain * mean]))
 
 
-def _fitted(source: np.ndarray, target: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The source's detail on the target's slow changes of light and colour: what gradient-domain blending comes to."""
+def _with_light_of(source: np.ndarray, target: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The source's detail on the target's slow changes of light and colour, as after gradient-domain blending."""
     height, width = source.shape[:2]
     small = (max(1, width // 8), max(1, height // 8))
     slow = [cv2.resize(i, small, interpolation=cv2.INTER_AREA).astype(np.float32) for i in (source, target)]

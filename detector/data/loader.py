@@ -1,6 +1,6 @@
 """The input pipeline: prepared images to batches, read and decoded by a few threads ahead of the model.
 
-Pillow and OpenCV let go of Python's lock while they work, so threads are enough, and nothing here depends on the
+Pillow and OpenCV release Python's global lock while they work, so threads are enough, and nothing here depends on the
 Keras backend.
 """
 
@@ -19,11 +19,11 @@ from detector.images import resize
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
-cv2.setNumThreads(1)  # the parallelism is across images; threads inside one 256-pixel image only get in its way
+cv2.setNumThreads(1)  # images are processed in parallel; threads within one small image only slow that down
 
 
 def map_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`map` in the items' order, computed by threads a few items ahead; memory is bounded by that few."""
+    """`map`, in the order of the items, computed by threads a few items ahead, which bounds the memory."""
     threads = os.cpu_count() or 1
     items = iter(items)
     with ThreadPoolExecutor(threads) as pool:
@@ -39,25 +39,19 @@ def map_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iter
 
 
 def stored_batches(
-    reader: ShardReader, size: int, batch_size: int, damage: Callable[[np.ndarray, int], np.ndarray] | None = None
+    reader: ShardReader, size: int, batch_size: int, corrupt: Callable[[np.ndarray, int], np.ndarray] | None = None
 ) -> Iterator[np.ndarray]:
     """All images of `reader`, in order, as uint8 (batch, size, size, 3), batch <= `batch_size`.
 
     Args:
-        damage: (uint8 (h, w, 3) as stored, its index) -> uint8 (h, w, 3); without it they stay as they are.
+        corrupt: (uint8 (h, w, 3) as stored, its index) -> uint8 (h, w, 3); None leaves the images as they are.
     """
 
     def load(index: int) -> np.ndarray:
         image = reader.image(index)
-        return resize(image if damage is None else damage(image, index), size)
-
-    return batches(load, len(reader), batch_size)
-
-
-def batches(load: Callable[[int], np.ndarray], count: int, batch_size: int) -> Iterator[np.ndarray]:
-    """`load(0)` to `load(count - 1)`, arrays of one shape, stacked to at most `batch_size`; threads load ahead."""
+        return resize(image if corrupt is None else corrupt(image, index), size)
 
     def stack(start: int) -> np.ndarray:
-        return np.stack([load(index) for index in range(start, min(start + batch_size, count))])
+        return np.stack([load(index) for index in range(start, min(start + batch_size, len(reader)))])
 
-    return map_ahead(stack, range(0, count, batch_size))
+    return map_ahead(stack, range(0, len(reader), batch_size))

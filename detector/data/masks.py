@@ -1,4 +1,4 @@
-"""The known regions of the drawn sample's forgeries."""
+"""The masks of the drawn sample: which region of a fake is forged."""
 
 import zipfile
 from pathlib import Path
@@ -10,10 +10,7 @@ MASKS = "masks.zip"
 
 
 def read_mask(folder: Path, path: str) -> np.ndarray | None:
-    """What is forged in the image at `path` of a sample that was written to `folder`.
-
-    Returns float32 (size, size), 0..1; None for a real image.
-    """
+    """The mask of the image at `path` in the sample in `folder`: float32 (size, size), 0..1; None for a real image."""
     with zipfile.ZipFile(folder / MASKS) as masks:
         name = f"{path}.png"
         if name not in masks.namelist():
@@ -23,7 +20,7 @@ def read_mask(folder: Path, path: str) -> np.ndarray | None:
 
 
 def forged_paths(folder: Path) -> set[str]:
-    """The paths that `read_mask` has a mask for; none where `folder` holds no sample."""
+    """The paths that `read_mask` has a mask for; an empty set where `folder` holds no sample."""
     if not (folder / MASKS).is_file():
         return set()
     with zipfile.ZipFile(folder / MASKS) as masks:

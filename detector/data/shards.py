@@ -1,4 +1,4 @@
-"""Prepared data: TFRecord shards with the images' original bytes, and a manifest that says where each one lies.
+"""Prepared data: TFRecord shards with the images' original bytes, and a manifest with the place of each image.
 
 The shards are ordinary TFRecord files of tf.train.Example (features `image`, `label`, `path`), so that any TensorFlow
 program reads them. The manifest also gives the place of the image bytes inside the file, so that this project reads
@@ -24,7 +24,7 @@ _RECORD_HEADER, _RECORD_FOOTER = 12, 4  # length and its checksum before the rec
 
 
 class ShardWriter:
-    """Writes `<split>-<number>.tfrecord` files into `folder`, one open shard a split."""
+    """Writes `<split>-<number>.tfrecord` files into `folder`, with one open shard per split."""
 
     def __init__(self, folder: Path):
         with quiet_native_stderr():
@@ -36,34 +36,31 @@ class ShardWriter:
 
     def write(self, split: str, path: str, label: int, image: bytes) -> tuple[str, int]:
         """Append one image file; returns the shard's name and the byte offset of `image` in it."""
-        features = self._tf.train.Features(
-            feature={
-                "image": self._tf.train.Feature(bytes_list=self._tf.train.BytesList(value=[image])),
-                "label": self._tf.train.Feature(int64_list=self._tf.train.Int64List(value=[label])),
-                "path": self._tf.train.Feature(
-                    bytes_list=self._tf.train.BytesList(value=[path.encode("utf-8", "backslashreplace")])
-                ),
-            }
-        )
-        record = self._tf.train.Example(features=features).SerializeToString(deterministic=True)
+        train, text = self._tf.train, path.encode("utf-8", "backslashreplace")
+        feature = {
+            "image": train.Feature(bytes_list=train.BytesList(value=[image])),
+            "label": train.Feature(int64_list=train.Int64List(value=[label])),
+            "path": train.Feature(bytes_list=train.BytesList(value=[text])),
+        }
+        record = train.Example(features=train.Features(feature=feature)).SerializeToString(deterministic=True)
         if split in self._open and self._open[split][2] > SHARD_BYTES:
             full, name, _ = self._open.pop(split)
-            self._whole(full.close, name)
+            self._checked(full.close, name)
         if split not in self._open:
             number = self._numbers[split] = self._numbers.get(split, -1) + 1
             name = f"{split}-{number:05d}.tfrecord"
             self._open[split] = (self._tf.io.TFRecordWriter(str(self._folder / name)), name, 0)
         writer, name, start = self._open[split]
-        self._whole(lambda: writer.write(record), name)
+        self._checked(lambda: writer.write(record), name)
         self._open[split] = (writer, name, start + _RECORD_HEADER + len(record) + _RECORD_FOOTER)
         return name, start + _RECORD_HEADER + record.index(image)
 
     def close(self) -> None:
         while self._open:
             _, (writer, name, _) = self._open.popitem()
-            self._whole(writer.close, name)
+            self._checked(writer.close, name)
 
-    def _whole(self, write: Callable[[], None], name: str) -> None:
+    def _checked(self, write: Callable[[], None], name: str) -> None:
         try:
             write()
         except self._tf.errors.OpError as error:  # a full disk, most of all
@@ -88,7 +85,7 @@ def write_manifest(rows: Iterable[Mapping[str, object]], attributes: Iterable[st
 
 
 def read_manifest(folder: Path | str) -> pd.DataFrame:
-    """The rows of `folder`/manifest.csv, one an image: the columns of `COLUMNS` and the attributes, as texts.
+    """The rows of `folder`/manifest.csv, one per image: the columns of `COLUMNS` and the attributes, as texts.
 
     Raises:
         UserError: there is no manifest, or it is damaged.
@@ -134,8 +131,8 @@ def dataset_digest(manifest: pd.DataFrame) -> str:
 class ShardReader:
     """Random access to the images of `manifest` (rows of `read_manifest`) in `folder`; safe to use from many threads.
 
-    A shard is opened for every read, which costs 1 % of a decoding: there may be more shards than a process may have
-    files open, and there is nothing to close.
+    A shard is opened for every read, which takes 1 % of the time to decode: so there may be more shards than a process
+    may have files open, and there is nothing to close.
 
     Raises:
         UserError: a shard is not there; while reading, one is damaged.

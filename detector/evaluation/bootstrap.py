@@ -5,18 +5,18 @@ one share a source (photo, video, person) and are resampled together; a missing 
 own. Whole groups are drawn with replacement (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13;
 Cameron, Gelbach and Miller, Review of Economics and Statistics 90, 2008, the pairs cluster bootstrap). With fewer than
 about 50 groups the intervals are too narrow; a metric on its bound (no error seen) gets an interval of no width, which
-is not certainty. Resampling adds noise that ECE takes for miscalibration, so its interval alone is the basic one,
-mirrored at the estimate.
+is not certainty. Resampling adds noise that ECE takes for miscalibration, so the interval of such a metric
+(`Metric.inflated_by_noise`) is the basic one, mirrored at the estimate.
 
 `sets` holds n hashables, the test set of each image, where images of several are scored together.
 Of several test sets together, groups are drawn within strata (Davison & Hinkley, Bootstrap Methods and their
 Application, 1997, ch. 3): a stratum is the groups that lie in the same sets. So every resample has as many groups of
-each set as there are, and a group that lies in two, such as one photo clean and damaged, comes or goes in both. A
+each set as there are, and a group that lies in two, such as one photo clean and corrupted, comes or goes in both. A
 group alone in its stratum is in every resample and adds nothing to the width.
 """
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 
 import numpy as np
 
@@ -44,7 +44,7 @@ def bootstrap(
     p_fake: np.ndarray,
     groups: Sequence[Hashable] | None = None,
     threshold: float = 0.5,
-    metrics: Sequence[str] = METRICS,
+    metrics: Collection[str] = METRICS,
     n: int = 1000,
     seed: Seed = 0,
     confidence: float = 0.95,
@@ -56,14 +56,15 @@ def bootstrap(
     fewer than two groups (with `sets`, in every stratum), the interval is None.
     """
     labels, p_fake = checked(labels, p_fake)
-    _known(metrics)
+    _check_metrics(metrics)
     codes = group_codes(groups, labels)
     ranked = rank_scores(labels, p_fake, threshold, codes)
     chunks = [evaluate_draws(ranked, draws, metrics) for draws in draw_groups(codes, n, seed, sets)]
-    found = {name: _interval(_joined(chunks, name), confidence) for name in metrics}
-    if found.get("ece"):
-        found["ece"] = _reflected(found["ece"], score(labels, p_fake)["ece"])
-    return found
+    intervals = {name: _interval(_joined(chunks, name), confidence) for name in metrics}
+    for name in metrics:
+        if METRICS[name].inflated_by_noise and intervals[name]:
+            intervals[name] = _reflected(intervals[name], score(labels, p_fake, threshold)[name])
+    return intervals
 
 
 def _reflected(interval: Interval, estimate: float) -> Interval:
@@ -83,7 +84,7 @@ def paired_bootstrap(
     groups: Sequence[Hashable] | None = None,
     threshold_a: float = 0.5,
     threshold_b: float = 0.5,
-    metrics: Sequence[str] = METRICS,
+    metrics: Collection[str] = METRICS,
     n: int = 1000,
     seed: Seed = 0,
     confidence: float = 0.95,
@@ -99,7 +100,7 @@ def paired_bootstrap(
     """
     labels, p_a = checked(labels, p_a)
     _, p_b = checked(labels, p_b)
-    _known(metrics)
+    _check_metrics(metrics)
     codes = group_codes(groups, labels)
     a, b = rank_scores(labels, p_a, threshold_a, codes), rank_scores(labels, p_b, threshold_b, codes)
     everything = np.ones((1, codes.max() + 1))
@@ -109,19 +110,19 @@ def paired_bootstrap(
         of_a, of_b = evaluate_draws(a, draws, metrics), evaluate_draws(b, draws, metrics)
         chunks.append({name: of_b[name] - of_a[name] for name in metrics})
 
-    found = {}
+    compared = {}
     for name in metrics:
         differences = _joined(chunks, name)
         interval = _interval(differences, confidence) or {"low": None, "high": None}
         rarer = min((differences <= 0).sum(), (differences >= 0).sum()) + 1
-        found[name] = {
+        compared[name] = {
             "a": number_or_none(at_a[name][0]),
             "b": number_or_none(at_b[name][0]),
             "difference": number_or_none(at_b[name][0] - at_a[name][0]),
             **interval,
             "p_value": min(1.0, float(2 * rarer / (len(differences) + 1))) if len(differences) else None,
         }
-    return found
+    return compared
 
 
 def auc_within_sets(
@@ -133,7 +134,7 @@ def auc_within_sets(
     seed: Seed = 0,
     confidence: float = 0.95,
 ) -> dict[str, float | None]:
-    """What the AUC of several test sets together loses to their scores lying on different scales.
+    """How much of the AUC of several test sets together is lost because their scores lie on different scales.
 
     The pooled AUC is the chance that a fake image scores above a real one, whichever sets the two are from; this one
     asks it of two images of one set, so that a shift of all scores of a set leaves it alone. The first falls below
@@ -215,7 +216,7 @@ def _missing(value: Hashable) -> bool:
     return value is None or value == "" or value != value  # only NaN differs from itself
 
 
-def _known(metrics: Sequence[str]) -> None:
+def _check_metrics(metrics: Collection[str]) -> None:
     unknown = [name for name in metrics if name not in METRICS]
     if unknown:
         raise UserError(f"unknown metric {unknown[0]!r}; choose from {', '.join(METRICS)}")

@@ -1,4 +1,4 @@
-"""From scores to decisions: temperature, threshold and the band in which the detector does not commit itself.
+"""From scores to verdicts: the temperature, the threshold and the band of scores whose verdict is "unsure".
 
 `Calibration` holds the three and lies beside the model file, for everything that scores; `fit` chooses them, on
 validation images only. `labels` is an int array (n,), 0 = real and 1 = fake; `p_fake` a
@@ -26,13 +26,13 @@ NEVER = float(np.nextafter(1, 2))  # a threshold that no score reaches
 
 @dataclass(frozen=True)
 class Calibration:
-    """What turns the network's output into a P(fake) that means what it says, and that into a verdict.
+    """How the network's output becomes a calibrated P(fake), and that a verdict.
 
     Attributes:
         temperature: divides the logit of the network's output.
         threshold: an image is called fake from this calibrated P(fake) on.
         unsure: (low, high) around the threshold; at low <= P(fake) < high the verdict is "unsure".
-        flip: whether all this was chosen for outputs averaged over an image and its mirror image.
+        flip: whether these were chosen for outputs averaged over an image and its mirror image.
     """
 
     temperature: float = 1.0
@@ -45,7 +45,7 @@ class Calibration:
         return apply_temperature(outputs, self.temperature)
 
     def calls(self, p_fake: np.ndarray) -> np.ndarray:
-        """What the threshold says of calibrated P(fake): int, 0 = real and 1 = fake."""
+        """The class that the threshold gives calibrated P(fake): int, 0 = real and 1 = fake."""
         return (np.asarray(p_fake) >= self.threshold).astype(int)
 
     def labels(self, probabilities: np.ndarray, classes: Sequence[str]) -> list[str]:
@@ -82,7 +82,7 @@ def fit(
 
     Args:
         classes: int (n,), 0 = real, from 1 on the kinds of fake.
-        outputs: float (n,) or (n, classes), what the network says, uncalibrated.
+        outputs: float (n,) or (n, classes), the network's own, uncalibrated.
         max_false_positive_rate, target_error: as in `choose_threshold` and `choose_unsure_band`.
     """
     temperature = fit_temperature(classes, outputs)
@@ -106,15 +106,15 @@ def read_calibration(model: Path) -> Calibration:
         UserError: there is none, it is damaged, or it was chosen for another model.
     """
     path = _beside(model)
-    found = read_json(path)
+    content = read_json(path)
     try:
         calibration = Calibration(
-            float(found["temperature"]),
-            float(found["threshold"]),
-            tuple(found["unsure"]),
-            found.get("flip", False) is True,
+            float(content["temperature"]),
+            float(content["threshold"]),
+            tuple(content["unsure"]),
+            content.get("flip", False) is True,
         )
-        belongs_to, (low, high) = found["model"], calibration.unsure
+        belongs_to, (low, high) = content["model"], calibration.unsure
         if not (calibration.temperature > 0 and 0 <= low <= calibration.threshold <= high <= NEVER):
             raise ValueError
     except (KeyError, TypeError, ValueError):
@@ -177,10 +177,10 @@ def apply_temperature(outputs: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def choose_threshold(labels: np.ndarray, p_fake: np.ndarray, max_false_positive_rate: float | None = None) -> float:
-    """The threshold with the best balanced accuracy, among those that accuse few enough real images.
+    """The threshold with the best balanced accuracy, among those within the allowed false positive rate.
 
-    `max_false_positive_rate` in 0..1 bounds the share of real images called fake. The smallest threshold
-    within it would spend the whole allowance even where that finds no more fakes; this one spends what pays.
+    `max_false_positive_rate` in 0..1 bounds the share of real images called fake. The smallest threshold within it
+    would call that many real images fake even where no more fakes are found; this one does so only where it pays.
     Candidates are 0.5 and the middles between neighbouring scores, below the lowest and above the highest; of
     equal ones the nearest to 0.5 wins, then the higher, so that 0.5 is kept unless something beats it.
     """
@@ -190,10 +190,10 @@ def choose_threshold(labels: np.ndarray, p_fake: np.ndarray, max_false_positive_
         raise UserError(f"max_false_positive_rate must be in 0..1, not {limit}")
     cuts = np.append(_cuts(p_fake), 0.5)
     real, fake = p_fake[labels == 0], p_fake[labels == 1]
-    accused, found = _at_least(real, cuts), _at_least(fake, cuts)
-    allowed = accused <= limit * len(real) + 1e-9
-    cuts, accused, found = cuts[allowed], accused[allowed], found[allowed]
-    gain = found * len(real) - accused * len(fake)  # whole numbers, so that equal means equal
+    false_positives, true_positives = _at_least(real, cuts), _at_least(fake, cuts)
+    gain = true_positives * len(real) - false_positives * len(fake)  # whole numbers, so that equal means equal
+    allowed = false_positives <= limit * len(real) + 1e-9
+    cuts, gain = cuts[allowed], gain[allowed]
     return float(cuts[np.lexsort((-cuts, np.abs(cuts - 0.5), -gain))[0]])
 
 
@@ -204,33 +204,33 @@ def choose_unsure_band(
 
     An image is unsure when low <= P < high; below it is called real, from high on fake. Each side is held to
     `target_error` (0..1) by itself: at most that share of the images called fake are real, and of those
-    called real fake. So the error over both is within it too, and a side that is easy cannot pay for one that
-    is not. A side on which no end reaches the target is never called: low = 0, or high just above 1. The
-    target is met on these images; where they are only hundreds, new ones come out somewhat above it.
+    called real fake. So the error over both is within it too, and an easy side cannot make up for a hard one. Where
+    no end of a side reaches the target, no image gets its verdict: low = 0, or high just above 1. The target is met
+    on these images; with only hundreds of them, the error on new ones comes out somewhat above it.
     """
     labels, p_fake = checked(labels, p_fake)
     if not 0 <= target_error <= 1:
         raise UserError(f"target_error must be in 0..1, not {target_error}")
     cuts = np.append(_cuts(p_fake), threshold)
     real, fake = p_fake[labels == 0], p_fake[labels == 1]
-    accused, found = _at_least(real, cuts), _at_least(fake, cuts)
-    cleared, missed = len(real) - accused, len(fake) - found
+    false_positives, true_positives = _at_least(real, cuts), _at_least(fake, cuts)
+    true_negatives, false_negatives = len(real) - false_positives, len(fake) - true_positives
 
     def reached(wrong: np.ndarray, right: np.ndarray) -> np.ndarray:
         return (wrong + right > 0) & (wrong <= target_error * (wrong + right) + 1e-9)
 
-    lows = cuts[reached(missed, cleared) & (cuts <= threshold)]
-    highs = cuts[reached(accused, found) & (cuts >= threshold)]
+    lows = cuts[reached(false_negatives, true_negatives) & (cuts <= threshold)]
+    highs = cuts[reached(false_positives, true_positives) & (cuts >= threshold)]
     return float(lows.max(initial=0)), float(highs.min(initial=NEVER))
 
 
 def selective(
     labels: np.ndarray, p_fake: np.ndarray, threshold: float, band: tuple[float, float]
 ) -> dict[str, float | int | None]:
-    """What the unsure band costs and buys; shares in 0..1, None where there is no such image.
+    """How many images the unsure band leaves out, and the errors outside and inside it; shares in 0..1, or None.
 
     coverage            share of the images that are called (outside the band)
-    n_called, n_unsure  how many are, how many are not
+    n_called, n_unsure  the numbers of images outside and inside the band
     error_outside       share of the called images called wrongly
     error_called_fake   share of those called fake that are real
     error_called_real   share of those called real that are fake

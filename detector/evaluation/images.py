@@ -1,12 +1,12 @@
-"""What is scored: a part of a set's images, as they are or damaged."""
+"""The images that are scored: part of a set, as they are or corrupted."""
 
 from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 
-Damage = Callable[[np.ndarray, int], np.ndarray]  # (uint8 (h, w, 3) as stored, index of its row) -> uint8 (h, w, 3)
-Output = Callable[[pd.DataFrame, Damage | None], np.ndarray]  # rows of the manifest -> `network_outputs`
+Corrupt = Callable[[np.ndarray, int], np.ndarray]  # (uint8 (h, w, 3) as stored, index of its row) -> uint8 (h, w, 3)
+Output = Callable[[pd.DataFrame, Corrupt | None], np.ndarray]  # rows of the manifest -> outputs as of `network_outputs`
 
 
 def part_of(rows: pd.DataFrame, at_most: int, seed: int) -> pd.DataFrame:

@@ -1,6 +1,6 @@
-"""What the evaluation does with a model's outputs: choose the calibration, score a set, put it under stress.
+"""From a model's outputs to an evaluation: the calibration, the metrics of a test set, those of all sets together.
 
-The network itself stays outside: `Output` is whatever turns stored images, damaged or not, into its outputs.
+The network itself stays outside: `Output` is whatever turns stored images, corrupted or not, into its outputs.
 """
 
 from collections.abc import Sequence
@@ -24,24 +24,23 @@ from detector.models.outputs import p_fake as p_fake_of
 from detector.params import EvaluateParams
 
 ATTRIBUTE_COLUMNS = (
-    *("set", "attribute", "value", "n", "n_real", "n_fake", "auc", "auc_vs_other_class"),
-    *("accuracy", "accuracy_low", "accuracy_high"),
-    *(name for name in metrics.METRICS if name not in ("auc", "accuracy")),
+    *("set", "attribute", "value", "n", "n_real", "n_fake", *metrics.METRICS),
+    *("auc_vs_other_class", "accuracy_low", "accuracy_high"),
 )
-SHOWN = 3  # images of each kind of call whose heat is drawn
-VALUES = (2, 50)  # an attribute with fewer values tells nothing apart; one with more is a name, not a group
+SHOWN = 3  # images of each outcome whose heat map is drawn
+VALUES = (2, 50)  # an attribute with fewer values divides nothing; one with more names images and not groups
 
 
 def choose_calibration(
     validation: pd.DataFrame, output: Output, classes: Sequence[str], params: EvaluateParams, seed: int
 ) -> tuple[Calibration, dict]:
-    """Temperature, threshold and unsure band from the validation split, damaged as `evaluate.calibration` says.
+    """Temperature, threshold and unsure band from the validation split, corrupted as `evaluate.calibration` says.
 
     Args:
         validation: rows of the manifest. classes: the model's, the real one first.
 
     Returns:
-        The calibration, and what it was chosen on: the images and how well it does on them, which flatters.
+        The calibration, and what it was chosen on: the number of images and the metrics on them, which flatter.
 
     Raises:
         UserError: a model of more than two classes does not know one of the data's.
@@ -55,11 +54,11 @@ def choose_calibration(
             "images; name the folders of the data as the model names its classes"
         )
 
-    def damage(image: np.ndarray, index: int) -> np.ndarray:
+    def corrupted(image: np.ndarray, index: int) -> np.ndarray:
         rng = np.random.default_rng([seed, index])
         return perturb(image, rng, how.corruption_sets, (1, how.corruptions), tuple(how.strength))
 
-    ways = {"clean": [None], "perturbed": [damage], "mixed": [None, damage]}[how.images]
+    ways = {"clean": [None], "perturbed": [corrupted], "mixed": [None, corrupted]}[how.images]
     outputs = np.concatenate([output(rows, way) for way in ways])
     truth = np.tile(class_indices(rows, classes) if kinds else rows["label"].to_numpy(), len(ways))
     calibration = fit(truth, outputs, params.threshold, params.max_false_positive_rate, params.target_error)
@@ -73,14 +72,14 @@ def choose_calibration(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is known of one test set.
+    """The results on one test set.
 
     Attributes:
-        metrics: for metrics/evaluate.json: `metrics.score` at the calibration's threshold; uncalibrated (brier, loss,
-            ece of the network's own outputs); selective (`calibration.selective`); n_groups; intervals (metric -> 95 %
-            low and high, or None); per_class; confusion; of more than two classes also classes
-            (`metrics.class_scores`). A set with a class that the model does not know has per_class and confusion of
-            real and fake alone. reencoded (`in_one_format`), where it was scored so.
+        metrics: for metrics/evaluate.json: `metrics.score` at the calibration's threshold; uncalibrated (the metrics
+            of kind "probability", of the network's own outputs); selective (`calibration.selective`); n_groups;
+            intervals (metric -> 95 % low and high, or None); per_class; confusion; for more than two classes also
+            classes (`metrics.class_scores`). A set with a class that the model does not know has per_class and
+            confusion of real and fake alone. reencoded (`in_one_format`), where the set was scored in one format.
         predictions: one row an image.
         attributes: as `by_attribute`.
         roc: set, fpr, tpr, threshold of the ROC curve; empty where one class is missing.
@@ -101,7 +100,7 @@ def evaluate(
     seed: int,
     reencoded: np.ndarray | None = None,
 ) -> Evaluation:
-    """Everything about one test set.
+    """The results on one test set.
 
     Args:
         rows: of the manifest, one split. outputs: the network's, float (n,) or (n, classes). classes: the model's.
@@ -157,10 +156,8 @@ def _of_classes(
     else:
         names = classes if len(classes) == 2 else [classes[0], "fake"]
         truth, calls = rows["label"].to_numpy(), np.array([int(name != classes[0]) for name in called])
-    found = {"per_class": metrics.per_class(truth, calls, names), "confusion": metrics.confusion(truth, calls, names)}
-    if known:
-        found["classes"] = metrics.class_scores(truth, probabilities, calls, classes)
-    return found
+    tables = {"per_class": metrics.per_class(truth, calls, names), "confusion": metrics.confusion(truth, calls, names)}
+    return tables | ({"classes": metrics.class_scores(truth, probabilities, calls, classes)} if known else {})
 
 
 def _scores(labels: np.ndarray, outputs: np.ndarray, calibration: Calibration) -> dict[str, object]:
@@ -168,17 +165,17 @@ def _scores(labels: np.ndarray, outputs: np.ndarray, calibration: Calibration) -
     before = metrics.score(labels, p_fake_of(outputs))
     return {
         **metrics.score(labels, p_fake, calibration.threshold),
-        "uncalibrated": {name: before[name] for name in ("brier", "loss", "ece")},
+        "uncalibrated": {one.name: before[one.name] for one in metrics.of_kind("probability")},
         "selective": selective(labels, p_fake, calibration.threshold, calibration.unsure),
     }
 
 
 def pooled(predictions: pd.DataFrame, threshold: float, resamples: int, seed: int) -> dict[str, object]:
-    """All test sets together under the one threshold, as the detector meets images whose set nobody tells it.
+    """All test sets together under the one threshold, since in use nobody says which set an image resembles.
 
-    Every image counts alike, so a set counts by its number of images. Images of groups that bear the same name in two
-    sets, but for the set's own, are resampled together: they may be one image in two versions. Where they are not,
-    that costs nothing, for what is not related is as related as chance has it.
+    Every image counts alike, so a set counts by its number of images. Groups of two sets whose names differ in the
+    name of the set alone are resampled together, since they may be two versions of one image. Where they are not,
+    the intervals stay right: unrelated groups that come and go together are no more alike than chance makes them.
 
     Args:
         predictions: as `Evaluation.predictions`, of all sets.
@@ -198,7 +195,7 @@ def pooled(predictions: pd.DataFrame, threshold: float, resamples: int, seed: in
 
 
 def _shared_name(group: str, split: str) -> str:
-    """The name of a group of the test set `split` without what says the set or the format: Test_Fog/a.jpg -> a."""
+    """The name of a group of the test set `split` without the set and the file format: Test_Fog/a.jpg -> a."""
     parts = group.split("/")
     own = next((i for i, part in enumerate(parts) if split_name(part) == split), None)
     name = "/".join(part for i, part in enumerate(parts) if i != own)
@@ -207,12 +204,12 @@ def _shared_name(group: str, split: str) -> str:
 
 
 def by_attribute(rows: pd.DataFrame, p_fake: np.ndarray, threshold: float, resamples: int, seed: int) -> pd.DataFrame:
-    """Every metric for each value of the attributes that the data set's manifest brought along.
+    """Every metric for each value of the attributes in the data set's own manifest.
 
-    An attribute of one or more than 50 values is left out, and one that only says the class once more.
+    An attribute with one value or more than 50 is left out, and so is one that only repeats the class.
 
-    A value that only fakes have, such as a method of forging, has no AUC of its own: `auc_vs_other_class` sets its
-    images against all images of the other class. Accuracy comes with its 95 % interval, clustered by group.
+    A value that only fakes have, such as a method of forgery, has no AUC of its own: `auc_vs_other_class` compares its
+    images with all images of the other class. Accuracy comes with its 95 % interval, clustered by group.
 
     Args:
         rows: of the manifest. p_fake: float (n,), calibrated.
@@ -220,58 +217,49 @@ def by_attribute(rows: pd.DataFrame, p_fake: np.ndarray, threshold: float, resam
     Returns:
         One row a value, with the columns `ATTRIBUTE_COLUMNS`.
     """
-    labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
+    labels = rows["label"].to_numpy()
+
+    def row(own: np.ndarray) -> dict[str, object]:
+        scored = metrics.score(labels[own], p_fake[own], threshold)
+        groups = rows["group"].to_numpy()[own].tolist()
+        interval = bootstrap.bootstrap(
+            labels[own], p_fake[own], groups, threshold, ["accuracy"], n=resamples, seed=seed
+        )["accuracy"] or {"low": None, "high": None}
+        against = None
+        if not (scored["n_real"] and scored["n_fake"]):
+            pool = own | (labels != labels[own][0])
+            against = metrics.score(labels[pool], p_fake[pool])["auc"]
+        low, high = interval["low"], interval["high"]
+        return {**scored, "auc_vs_other_class": against, "accuracy_low": low, "accuracy_high": high}
+
     table = []
     for attribute in (name for name in rows.columns if name not in COLUMNS):
         values = rows[attribute].to_numpy()
         pairs = len(set(zip(values, rows["class"], strict=True)))
         if not VALUES[0] <= len(set(values)) <= VALUES[1] or pairs == len(set(values)) == rows["class"].nunique():
             continue
-        for value in sorted(set(values)):
-            own = values == value
-            found = metrics.score(labels[own], p_fake[own], threshold)
-            interval = bootstrap.bootstrap(
-                labels[own], p_fake[own], groups[own].tolist(), threshold, ["accuracy"], n=resamples, seed=seed
-            )["accuracy"] or {"low": None, "high": None}
-            against = None
-            if not (found["n_real"] and found["n_fake"]):
-                pool = own | (labels != labels[own][0])
-                against = metrics.score(labels[pool], p_fake[pool])["auc"]
-            table.append(
-                {
-                    **found,
-                    "set": rows["split"].iloc[0],
-                    "attribute": attribute,
-                    "value": value or "unknown",
-                    "auc_vs_other_class": against,
-                    "accuracy_low": interval["low"],
-                    "accuracy_high": interval["high"],
-                }
-            )
+        about = {"set": rows["split"].iloc[0], "attribute": attribute}
+        table += [{**about, "value": value or "unknown", **row(values == value)} for value in sorted(set(values))]
     return pd.DataFrame(table, columns=ATTRIBUTE_COLUMNS)
 
 
 def showcase(predictions: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """The images of one test set whose heat is shown: the surest calls of each kind, of no group two.
+    """The images of one test set whose heat maps are shown: the surest of each outcome, no two of one group.
 
     Args:
         predictions: as `Evaluation.predictions`.
 
     Returns:
-        Those rows: fakes and real images called right, then real ones called fake and fakes called real, the surest of
-        each first.
+        Those rows: true positives (fakes called fake), true negatives, false positives and false negatives, the surest
+        of each first.
     """
     fake, called = predictions["label"] == 1, predictions["p_fake"] >= threshold
-    kinds = [fake & called, ~fake & ~called, ~fake & called, fake & ~called]
+    outcomes = [(fake & called, True), (~fake & ~called, False), (~fake & called, True), (fake & ~called, False)]
     chosen = [
-        predictions[kind]
-        .sort_values("p_fake", ascending=not said_fake, kind="stable")
+        predictions[outcome]
+        .sort_values("p_fake", ascending=not called_fake, kind="stable")
         .drop_duplicates("group")
         .head(SHOWN)
-        for kind, said_fake in zip(kinds, (True, False, True, False), strict=True)
+        for outcome, called_fake in outcomes
     ]
     return pd.concat(chosen)
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

@@ -1,12 +1,12 @@
 """Is one model better than another? `python -m detector compare RUN_A RUN_B`.
 
-Two runs scored the same test images; a paired bootstrap (`scoring.paired_bootstrap`, whole groups resampled) says how
-far their difference may be an accident of which images were tested. It says nothing of the accident of training:
-another seed of the same recipe makes another model.
+Two runs scored the same test images. A paired bootstrap (`bootstrap.paired_bootstrap`, whole groups resampled) gives
+the interval of their difference over the choice of test images. It does not cover the randomness of training: another
+seed of the same recipe makes another model.
 
-Of several metrics one is named beforehand, the headline; its p-value stands as it is. Those of the other metrics are
-adjusted by Holm's method (Holm, Scandinavian Journal of Statistics 6, 1979), so that among all of them together the
-chance to see a difference where there is none stays at 5 %.
+One metric, the headline, is named beforehand, and its p-value stands as it is. The p-values of the others are adjusted
+by Holm's method (Holm, Scandinavian Journal of Statistics 6, 1979), so that the chance of a false difference among all
+of them stays at 5 %.
 """
 
 import argparse
@@ -21,22 +21,13 @@ import numpy as np
 from detector.errors import UserError
 from detector.evaluation.bootstrap import FEW_GROUPS, paired_bootstrap
 from detector.experiments.references import Run, load
-from detector.metrics import METRICS
+from detector.metrics import METRICS, check_metric
 from detector.paths import PREDICTIONS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-LOWER_IS_BETTER = frozenset({"eer", "brier", "loss", "ece", "false_positive_rate", "false_negative_rate"})
 SIGNIFICANT = 0.05
-_SPELLED = {
-    "auc": "AUC",
-    "eer": "EER",
-    "ece": "ECE",
-    "brier": "Brier score",
-    "tpr_at_fpr_1pct": "TPR at 1 % FPR",
-    "tpr_at_fpr_01pct": "TPR at 0.1 % FPR",
-}
 
 HELP = """\
 Say whether the model of RUN_B is better than that of RUN_A, and by how much, on the test images that both have scored.
@@ -44,19 +35,19 @@ Say whether the model of RUN_B is better than that of RUN_A, and by how much, on
 A run is either of
   an MLflow run     its name, its id or the beginning of its id
   a DVC revision    an experiment, branch, tag or commit; "workspace" is the files in metrics/ as they are now
-Should a name mean several things that differ, put mlflow: or dvc: before it, as in dvc:tidy-fern.
+If a name means several things that differ, put mlflow: or dvc: before it, as in dvc:tidy-fern.
 """
 EPILOG = f"""\
 {textwrap.fill("metrics: " + ", ".join(METRICS), 120)}
 Accuracies and rates are those at each run's own threshold.
 
 Images are paired by their content, and images of one group (a person, a video) are resampled together. The interval and
-the p-value cover the choice of test images, not the luck of a training: another seed gives another model. Choose
---metric before you look: its p-value stands as it is, those of the other metrics are adjusted (Holm), since of many
-metrics one differs by chance.
+the p-value cover the choice of test images and not the randomness of training: another seed gives another model. Choose
+--metric before you look: its p-value stands as it is, those of the other metrics are adjusted (Holm), since one of many
+metrics differs by chance.
 
 examples:
-  python -m detector compare HEAD~1 workspace           what the last change has brought
+  python -m detector compare HEAD~1 workspace           what the last change did
   python -m detector compare tidy-fern bonny-oak        two experiments
   python -m detector compare main workspace --set test_perturbed --metric false_positive_rate
 """
@@ -64,7 +55,7 @@ examples:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The images of one test set that both runs scored, (n,) each, and how many only one of them did."""
+    """The images of one test set that both runs scored, (n,) each, and how many images only one of them scored."""
 
     labels: np.ndarray
     p_a: np.ndarray
@@ -89,13 +80,13 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=2000, metavar="N", help="of the bootstrap (default: 2000)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
-    if arguments.metric not in METRICS:
-        raise UserError(f"--metric: there is no {arguments.metric!r}; choose from {', '.join(METRICS)}")
+    check_metric("--metric", arguments.metric)
     if not 100 <= arguments.resamples <= 100_000:
         raise UserError(f"--resamples: {arguments.resamples} is not in 100 .. 100000")
 
-    found = compare(load(arguments.run_a), load(arguments.run_b), arguments.set, arguments.metric, arguments.resamples)
-    print(json.dumps(found, indent=2, allow_nan=False) if arguments.json else render(found))
+    runs = load(arguments.run_a), load(arguments.run_b)
+    comparison = compare(*runs, arguments.set, arguments.metric, arguments.resamples)
+    print(json.dumps(comparison, indent=2, allow_nan=False) if arguments.json else render(comparison))
 
 
 def compare(
@@ -106,7 +97,7 @@ def compare(
     Keys a, b (what the references were resolved to), metric, resamples, notes, and sets: {name: {n, n_real, n_fake,
     groups (their number, None where unknown), only_a, only_b, threshold_a, threshold_b, alike (whether all scores are
     the same), better (by the headline: "a", "b", "neither", or None where that is undefined), says (a sentence), notes,
-    metrics}}. Every metric has what `scoring.paired_bootstrap` gives, lower_is_better, and p_adjusted: the headline's
+    metrics}}. Every metric has what `bootstrap.paired_bootstrap` gives, lower_is_better, and p_adjusted: the headline's
     own p-value, for the others Holm's.
 
     Raises:
@@ -136,7 +127,7 @@ def compare(
             "evaluate both on the same data"
         )
     if len(compared) > 1:
-        notes.append("each test set is a question of its own: of 20 with nothing changed, one will show a difference")
+        notes.append("each test set is tested by itself: of 20 without a real difference, one will show a difference")
     resolved = {"a": a.resolved, "b": b.resolved}
     return {**resolved, "metric": metric, "resamples": resamples, "notes": notes, "sets": compared}
 
@@ -158,7 +149,7 @@ def pair(a: "pd.DataFrame", b: "pd.DataFrame", name: str) -> Pairs:
         a, b = (table.assign(copy=table["path"].where(table["sha256"].isin(copies), "")) for table in (a, b))
     else:
         key = ["path"]
-        notes.append("paired by path, not by content: the older of these runs did not note the images' SHA-256")
+        notes.append("paired by path, not by content: the older of these runs did not record the images' SHA-256")
     for run, table in (("A", a), ("B", b)):
         if (twice := table.duplicated(key)).any():
             first = table["path"][twice].iloc[0]
@@ -202,8 +193,8 @@ def better_of(values: Mapping, p: str) -> str | None:
 
 
 def sentence(name: str, n: int, metric: str, values: Mapping, better: str | None, a: str = "A", b: str = "B") -> str:
-    """What `compare` found of one metric on the n images of the set `name`, in words that call the runs `a` and `b`."""
-    title = _SPELLED.get(metric, metric.replace("_", " "))
+    """The verdict of `compare` by one metric on the n images of the set `name`, with the runs called `a` and `b`."""
+    title = METRICS[metric].title
     if values["difference"] is None:
         return f"No verdict on {name}: {title} is not defined on its {n} common images"
     digits = _digits(values["difference"])
@@ -226,34 +217,34 @@ def sentence(name: str, n: int, metric: str, values: Mapping, better: str | None
     )
 
 
-def render(found: Mapping[str, object]) -> str:
-    """What `compare` found, for people: the verdicts, what was compared, a table a test set."""
-    lines = [one["says"] for one in found["sets"].values()]
-    lines += ["", f"A  {found['a']}", f"B  {found['b']}", ""]
+def render(comparison: Mapping[str, object]) -> str:
+    """The result of `compare` as text: the verdicts, the runs, then a table for each test set."""
+    lines = [one["says"] for one in comparison["sets"].values()]
+    lines += ["", f"A  {comparison['a']}", f"B  {comparison['b']}", ""]
     notes: dict[str, list[str]] = {}
-    for name, one in found["sets"].items():
+    for name, one in comparison["sets"].items():
         lines += [_heading(name, one), *([] if one["alike"] else ["", *_table(one["metrics"]), ""])]
         for note in one["notes"]:
             notes.setdefault(note, []).append(name)
     if lines[-1]:
         lines.append("")
     lines += [f"Note, {', '.join(names)}: {note}." for note, names in notes.items()]
-    lines += [f"Note: {note}." for note in found["notes"]]
+    lines += [f"Note: {note}." for note in comparison["notes"]]
     return "\n".join(
         [
             *lines,
-            f"Intervals and p come from {found['resamples']:,} resamples of the test images; the luck of a training is",
-            f"not in them. The p of {found['metric']}, named beforehand, stands as it is; the others are adjusted.",
+            f"Intervals and p come from {comparison['resamples']:,} resamples of the test images and do not cover the",
+            f"randomness of training. The p of {comparison['metric']} stands as it is; the others are adjusted (Holm).",
         ]
     )
 
 
 def _groups(both: "pd.DataFrame", notes: list[str]) -> list[str] | None:
-    """The groups of the paired images, from "group" (one run has them) or "group_b" (both have)."""
+    """The groups of the paired images: the column "group" where one run has groups, "group_b" where both have."""
     if "group" in both:
         return both["group"].tolist()
     if "group_b" not in both:
-        notes.append("these runs did not note which images share a source: every image counts as a source of its own")
+        notes.append("these runs did not record which images share a source: every image counts as a source of its own")
         return None
     pairs = both[["group_a", "group_b"]].drop_duplicates()
     if pairs["group_a"].duplicated().any() or pairs["group_b"].duplicated().any():
@@ -264,19 +255,19 @@ def _groups(both: "pd.DataFrame", notes: list[str]) -> list[str] | None:
 def _compared(
     pairs: Pairs, name: str, threshold_a: float, threshold_b: float, metric: str, resamples: int
 ) -> dict[str, object]:
-    found = paired_bootstrap(
+    paired = paired_bootstrap(
         pairs.labels, pairs.p_a, pairs.p_b, pairs.groups, threshold_a, threshold_b, METRICS, n=resamples
     )
-    adjusted = holm({other: values["p_value"] for other, values in found.items() if other != metric})
-    adjusted[metric] = found[metric]["p_value"]
+    adjusted = holm({other: values["p_value"] for other, values in paired.items() if other != metric})
+    adjusted[metric] = paired[metric]["p_value"]
     metrics = {
-        other: {**values, "p_adjusted": adjusted[other], "lower_is_better": other in LOWER_IS_BETTER}
-        for other, values in found.items()
+        other: {**values, "p_adjusted": adjusted[other], "lower_is_better": METRICS[other].lower_is_better}
+        for other, values in paired.items()
     }
     alike = threshold_a == threshold_b and np.array_equal(pairs.p_a, pairs.p_b)
     n, n_fake = len(pairs.labels), int(pairs.labels.sum())
     named = [group for group in pairs.groups or () if group]
-    groups = None if pairs.groups is None else len(set(named)) + n - len(named)  # one without a name is its own
+    groups = None if pairs.groups is None else len(set(named)) + n - len(named)  # a missing group is one of its own
     notes = list(pairs.notes)
     if groups is not None and 1 < groups < FEW_GROUPS:
         notes.append(f"with {groups} sources only, the intervals are too narrow and the p-values too small")

@@ -1,10 +1,10 @@
 """All evaluated runs side by side: `python -m detector leaderboard`.
 
-One row a run, read from MLflow: how well it does on a test set and elsewhere, how large and how fast it is. Figures on
-different data are not comparable, so only runs on the same data are shown unless all are asked for.
+One row a run, read from MLflow: its metrics on one test set, its lowest AUC on the others, its size and its speed.
+Metrics on different data are not comparable, so only runs on the same data are shown unless all are asked for.
 
-The interval is that of the choice of test images. Whether one of two runs is better, `detector.experiments.compare`
-says: on the same images two runs can differ for certain though their intervals overlap.
+The interval covers the choice of test images. Which of two runs is better is a question for
+`detector.experiments.compare`: on the same images two runs can differ significantly though their intervals overlap.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import csv
 import io
 import math
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -20,37 +21,36 @@ from typing import TYPE_CHECKING
 
 from detector.data.split_names import POOLED
 from detector.errors import UserError
-from detector.experiments.compare import LOWER_IS_BETTER
-from detector.metrics import METRICS
+from detector.experiments.tables import aligned
+from detector.metrics import HEADLINES, METRICS, check_metric
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 Row = dict[str, str | float | int | None]
 
-NUMBERS = ("auc", "average_precision", "brier", "loss", "ece")  # the other metrics are shares
 COSTS = {  # column -> what is logged of a model's size and speed
     "parameters": "size.parameters",
     "megabytes": "size.megabytes",
     "training_images_per_second": "speed.training_images_per_second",
     "scoring_images_per_second": "speed.scoring_images_per_second",
 }
-SORTABLE = (*METRICS, "worst_auc", *COSTS)
+SORTABLE_TOO = ("worst_auc", *COSTS)  # beside the metrics
+FLUSH_LEFT = (0, 1, 2)  # columns
 
 HELP = """\
-List the evaluated runs, newest first: one row a run, with what it scored, its size and its speed.
+List the evaluated runs, newest first: one row a run, with its metrics, its size and its speed.
 
-RUN is a run's name, a pattern as in 'sweep-*', or the beginning of its id; without one, all runs are meant. Listed are
-those that used the same data as the newest of them; those on other data are counted.
+RUN is a run's name, a pattern as in 'sweep-*', or the beginning of its id; without one, all runs are meant. The runs
+that used the same data as the newest of them are listed; those on other data are counted.
 """
 EPILOG = f"""\
-metrics: {", ".join(METRICS[:7])},
-         {", ".join(METRICS[7:])}
---sort also takes worst_auc, {", ".join(COSTS)}
+{textwrap.fill("metrics: " + ", ".join(METRICS), 120, subsequent_indent=" " * 9)}
+--sort also takes {", ".join(SORTABLE_TOO)}
 
-worst elsewhere is the lowest AUC on any other test set. The interval covers the choice of test images, not the luck of
-a training; for a verdict on two runs use python -m detector compare RUN_A RUN_B. Speeds are those of the machine that
-evaluated or trained the run: compare them within one machine.
+worst elsewhere is the lowest AUC on any other test set. The interval covers the choice of test images and not the
+randomness of training; for a verdict on two runs use python -m detector compare RUN_A RUN_B. Speeds are those of the
+machine that evaluated or trained the run: compare them within one machine.
 
 examples:
   python -m detector leaderboard --sort auc                                best first
@@ -78,9 +78,9 @@ def main() -> None:
     form.add_argument("--markdown", action="store_true", help="print a table for a README")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw the metric against speed and size")
     arguments = parser.parse_args()
-    for option, name, known in (("metric", arguments.metric, METRICS), ("sort", arguments.sort, SORTABLE)):
-        if name is not None and name not in known:
-            raise UserError(f"--{option}: there is no {name!r}; choose from {', '.join(known)}")
+    check_metric("--metric", arguments.metric)
+    if arguments.sort is not None:
+        check_metric("--sort", arguments.sort, SORTABLE_TOO)
 
     from detector.tracking import runs  # seconds
 
@@ -98,7 +98,7 @@ def main() -> None:
 def leaderboard(
     runs: Sequence["Run"], test_set: str, metric: str, wanted: Sequence[str] = (), all_data: bool = False
 ) -> tuple[list[Row], list[str]]:
-    """A row for every run that scored `test_set`, newest first, and what is to be said about them.
+    """A row for every run that scored `test_set`, newest first, and notes about them, each a sentence.
 
     Args:
         runs: newest first, as `runs.all_runs`.
@@ -114,19 +114,8 @@ def leaderboard(
     Raises:
         UserError: no run is left.
     """
-    if not runs:
-        raise UserError("MLflow: there are no runs yet; `dvc repro` trains and evaluates one")
     scored = {run.info.run_id: _test_sets(run.data.metrics) for run in runs}
-    evaluated = [run for run in runs if scored[run.info.run_id]]
-    if not evaluated:
-        raise UserError("MLflow: no run has been evaluated yet; let `dvc repro` come to its end")
-    chosen = {pattern: [run for run in evaluated if _matches(run, pattern)] for pattern in wanted}
-    for pattern, found in chosen.items():
-        if not found:
-            names = ", ".join(list(dict.fromkeys(run.info.run_name for run in evaluated))[:8])
-            raise UserError(f"RUN: no evaluated run is called {pattern!r}; the newest are {names}")
-    ids = {run.info.run_id for found in chosen.values() for run in found}
-    evaluated = [run for run in evaluated if not wanted or run.info.run_id in ids]
+    evaluated = _wanted(runs, scored, wanted)
     on_set = [run for run in evaluated if test_set in scored[run.info.run_id]]
     if not on_set:
         names = sorted({name for run in evaluated for name in scored[run.info.run_id]})
@@ -148,9 +137,24 @@ def leaderboard(
     return shown, notes
 
 
+def _wanted(runs: Sequence["Run"], scored: Mapping[str, Sequence[str]], wanted: Sequence[str]) -> list["Run"]:
+    """Those of the runs that have scored a test set and that a pattern of `wanted` (if there is any) means."""
+    if not runs:
+        raise UserError("MLflow: there are no runs yet; `dvc repro` trains and evaluates one")
+    evaluated = [run for run in runs if scored[run.info.run_id]]
+    if not evaluated:
+        raise UserError("MLflow: no run has been evaluated yet; let `dvc repro` run to its end")
+    for pattern in wanted:
+        if not any(_matches(run, pattern) for run in evaluated):
+            names = ", ".join(list(dict.fromkeys(run.info.run_name for run in evaluated))[:8])
+            raise UserError(f"RUN: no evaluated run is called {pattern!r}; the newest are {names}")
+    return [run for run in evaluated if not wanted or any(_matches(run, pattern) for pattern in wanted)]
+
+
 def best_first(rows: Sequence[Row], key: str) -> list[Row]:
-    """The rows by one of `SORTABLE`, the best first, equal ones in their order, those without it last."""
-    sign = 1 if key in LOWER_IS_BETTER or key in ("parameters", "megabytes") else -1
+    """The rows by a metric or one of `SORTABLE_TOO`, the best first, equal ones in order, those without it last."""
+    lower_is_better = METRICS[key].lower_is_better if key in METRICS else key in ("parameters", "megabytes")
+    sign = 1 if lower_is_better else -1
     return sorted(rows, key=lambda row: (row[key] is None, sign * (row[key] or 0)))
 
 
@@ -175,9 +179,9 @@ def draw(rows: Sequence[Row], metric: str, path: Path) -> None:
     ]
     figure = figures.leaderboard(
         points,
-        figures.OVERALL.get(metric, _title(metric)).replace("\n", " "),
-        percent=metric not in NUMBERS,
-        lower_is_better=metric in LOWER_IS_BETTER,
+        METRICS[metric].heading,
+        percent=METRICS[metric].percent,
+        lower_is_better=METRICS[metric].lower_is_better,
         subtitle=subtitle + "Speed: of the machine that evaluated.",
     )
     try:
@@ -198,7 +202,7 @@ def as_csv(rows: Sequence[Row], metric: str) -> str:
 def as_markdown(rows: Sequence[Row], metric: str) -> str:
     """A GitHub table and a line below it that says what its columns are."""
     heads, cells = _cells(rows, metric)
-    lines = [heads, ["---" if i in _TEXTS else "---:" for i in range(len(heads))], *cells]
+    lines = [heads, ["---" if i in FLUSH_LEFT else "---:" for i in range(len(heads))], *cells]
     table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
     return f"{table}\n\n{' '.join(_legend(rows))}"
 
@@ -206,27 +210,19 @@ def as_markdown(rows: Sequence[Row], metric: str) -> str:
 def as_text(rows: Sequence[Row], metric: str) -> str:
     """The table for a terminal."""
     heads, cells = _cells(rows, metric)
-    widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(wide) if i in _TEXTS else cell.rjust(wide) for i, (cell, wide) in enumerate(pairs))
-        for pairs in (list(zip(line, widths, strict=True)) for line in (heads, *cells))
-    ]
-    return "\n".join([*(line.rstrip() for line in lines), "", *_legend(rows)])
-
-
-_TEXTS = (0, 1, 2)  # columns flush left
+    return "\n".join([*aligned([heads, *cells], FLUSH_LEFT), "", *_legend(rows)])
 
 
 def _cells(rows: Sequence[Row], metric: str) -> tuple[list[str], list[list[str]]]:
     """Headings and cells; the headline metric comes first of the metrics, with its interval."""
-    others = [name for name in ("auc", "accuracy", "false_positive_rate") if name != metric]
+    others = [METRICS[name] for name in HEADLINES if name != metric]
     columns: dict[str, Callable[[Row], str]] = {
         "run": lambda row: f"{row['run']}{' *' if row['evaluates'] else ''}",
         "backbone": lambda row: row["backbone"] or "-",
         "weights": lambda row: row["weights"] or "-",
         "px": lambda row: str(row["image_size"] or "-"),
-        _title(metric): lambda row: _with_interval(row, metric),
-        **{_title(name): lambda row, name=name: _figure(name, row[name]) for name in others},
+        METRICS[metric].title: lambda row: _with_interval(row, metric),
+        **{other.title: lambda row, other=other: other.text(row[other.name], "-") for other in others},
         "worst elsewhere": lambda row: (
             "-" if row["worst_auc"] is None else f"{row['worst_auc']:.3f} {row['worst_set']}"
         ),
@@ -244,9 +240,8 @@ def _legend(rows: Sequence[Row]) -> list[str]:
     images = sorted({row["images"] for row in rows if row["images"] is not None})
     count = " to ".join(f"{n:,}" for n in dict.fromkeys((images[0], images[-1]))) if images else "?"
     lines = [
-        f"On {rows[0]['set']}, {count} images; in brackets the 95 % interval; accused: real images called fake;",
-        "worst elsewhere: the lowest AUC on another test set; images a second are those of the machine that",
-        "evaluated (scored) or trained the run.",
+        f"On {rows[0]['set']}, {count} images; in brackets the 95 % interval; worst elsewhere: the lowest AUC on",
+        "another test set; images a second are those of the machine that evaluated (scored) or trained the run.",
     ]
     if again := [f"{row['run']} (of {row['evaluates']})" for row in rows if row["evaluates"]]:
         lines.append(f"* the model of another run, evaluated again: {', '.join(again)}.")
@@ -306,23 +301,10 @@ def _costs_of_training(parent: "Run | None") -> dict[str, float]:
     return {name: parent.data.metrics[name] for name in logged if parent and name in parent.data.metrics}
 
 
-def _title(metric: str) -> str:
-    titles = {"auc": "AUC", "eer": "EER", "ece": "ECE", "false_positive_rate": "accused"}
-    return titles.get(metric, metric.replace("_", " "))
-
-
-def _with_interval(row: Row, metric: str) -> str:
-    low, high = row[f"{metric}_low"], row[f"{metric}_high"]
-    between = "" if low is None or high is None else f" ({_bare(metric, low)} to {_bare(metric, high)})"
-    return _figure(metric, row[metric]) + between
-
-
-def _figure(metric: str, value: float | None) -> str:
-    return "-" if value is None else _bare(metric, value) + ("" if metric in NUMBERS else " %")
-
-
-def _bare(metric: str, value: float) -> str:
-    return f"{value:.3f}" if metric in NUMBERS else f"{100 * value:.1f}"
+def _with_interval(row: Row, name: str) -> str:
+    metric, low, high = METRICS[name], row[f"{name}_low"], row[f"{name}_high"]
+    interval = "" if low is None or high is None else f" ({metric.between(low, high)})"
+    return metric.text(row[name], "-") + interval
 
 
 def _short(value: float | None, unit: float = 1, name: str = "") -> str:

@@ -1,27 +1,26 @@
 """The registered models: `python -m detector registry` lists them, `... promote` makes the better one champion.
 
 Every evaluation makes its model a version of the registered model `deepfake-detector` in MLflow. The champion is the
-version that people are meant to use. Another takes its place only if it beats it on the same test images, beyond what
-the choice of these images could do (`detector.experiments.compare`), and does not call more real people fake.
+version that people are meant to use. Another version takes its place only if it is significantly better on the same
+test images (`detector.experiments.compare`) and its false positive rate is not significantly higher.
 """
 
 import argparse
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from detector.errors import UserError
 from detector.experiments.compare import better_of, compare, sentence
 from detector.experiments.references import Run, load
-from detector.metrics import METRICS
+from detector.experiments.tables import aligned
+from detector.metrics import HEADLINES, METRICS, check_metric, decimal
 from detector.paths import EVALUATION_RUN, project_root
 
 if TYPE_CHECKING:
     from detector.tracking.registry import Version
-
-ACCUSED = "false_positive_rate"
 
 HELP = """\
 List the versions of the registered model, newest first. Every evaluation registers one.
@@ -32,7 +31,7 @@ Make a version the champion, if it is better than the champion on the same test 
 REFERENCE is a version (models:/deepfake-detector/3) or an MLflow run (its name, its id or the beginning of its id);
 without one, the model of the last `dvc repro` is meant. It is better if the 95 % interval of the difference, from
 resampling the sources of the images, lies on the right side of 0; it must not call significantly more real images
-fake. The verdict is noted on the version. The first champion needs to beat nobody.
+fake. The verdict is recorded on the version. The first champion is promoted without a comparison.
 
 Exit code: 0 it is the champion, 1 it is not better, 2 the two cannot be compared.
 """
@@ -66,8 +65,7 @@ def main() -> None:
 
         print(table(registry.versions()))
         return
-    if arguments.metric not in METRICS:
-        raise UserError(f"--metric: there is no {arguments.metric!r}; choose from {', '.join(METRICS)}")
+    check_metric("--metric", arguments.metric)
     is_champion, verdict = promote(arguments.reference, arguments.set, arguments.metric, arguments.force)
     print(verdict)
     sys.exit(0 if is_champion else 1)
@@ -78,18 +76,18 @@ def promote(reference: str | None, name: str = "test", metric: str = "auc", forc
 
     Args:
         name: the test set that decides.
-        metric: one of `scoring.METRICS`.
+        metric: one of `METRICS`.
         force: without a comparison.
 
     Returns:
-        Whether it is the champion now, and the verdict, a line that is also noted on the version.
+        Whether it is the champion now, and the verdict, a line that is also recorded on the version.
 
     Raises:
         UserError: no such version, or champion and candidate were not scored on the same images.
     """
     from detector.tracking import registry
 
-    with registry.one_promotion():  # of two at once the later is held against what the first has made champion
+    with registry.one_promotion():  # a second one waits and compares with the champion that the first leaves
         return _promote(_candidate(reference), name, metric, force)
 
 
@@ -105,7 +103,7 @@ def _promote(candidate: "Version", name: str, metric: str, force: bool) -> tuple
     elif force:
         better, why = True, f"{candidate} instead of {champion}, by --force, without a comparison"
     else:
-        better, why = _judged(champion, candidate, versions, name, metric)
+        better, why = _compared(champion, candidate, versions, name, metric)
     verdict = f"{'Promoted' if better else 'Not promoted'}: {why}."
     if better:
         registry.set_champion(candidate.number)
@@ -114,43 +112,33 @@ def _promote(candidate: "Version", name: str, metric: str, force: bool) -> tuple
 
 
 def table(versions: Sequence["Version"]) -> str:
-    """The versions for a terminal, with what they scored on the test set; UserError if there is none."""
+    """The versions for a terminal, with their metrics on the test set; UserError if there is none."""
     if not versions:
         raise UserError("MLflow: no model is registered yet; `dvc repro` registers what it evaluates")
 
-    def figure(version: "Version", tag: str, form: str) -> str:
+    def figure(version: "Version", tag: str, form: Callable[[float], str]) -> str:
         try:
-            return format(float(version.tags[tag]), form)
+            return form(float(version.tags[tag]))
         except (KeyError, ValueError):  # not known, or changed by hand
             return "-"
 
-    rows = [("version", "registered", "run", "AUC", "accuracy", "accused", "Brier", "images", "threshold", "data", "")]
+    titles = [METRICS[name].title for name in HEADLINES]
+    rows = [("version", "registered", "run", *titles, "images", "threshold", "data", "")]
     for version in versions:
         rows.append(
             (
                 str(version.number),
                 f"{version.created:%Y-%m-%d %H:%M}",
                 f"{version.tags.get('run', '-')} {version.run_id[:8]}",
-                figure(version, "test.auc", ".3f"),
-                figure(version, "test.accuracy", ".1%"),
-                figure(version, f"test.{ACCUSED}", ".1%"),
-                figure(version, "test.brier", ".3f"),
-                figure(version, "test.n", ",.0f"),
-                figure(version, "threshold", ".3f"),
+                *(figure(version, f"test.{name}", METRICS[name].text) for name in HEADLINES),
+                figure(version, "test.n", "{:,.0f}".format),
+                figure(version, "threshold", decimal),
                 version.tags.get("data.digest", "-")[:8],
                 ", ".join(version.aliases),
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    flush_left = (1, 2, 9, 10)
-    lines = [
-        "  ".join(
-            cell.ljust(wide) if i in flush_left else cell.rjust(wide)
-            for i, (cell, wide) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    lines += ["", "Scores on the test set; accused: real images called fake; times in UTC."]
+    columns = len(rows[0])
+    lines = [*aligned(rows, (1, 2, columns - 2, columns - 1)), "", "Metrics on the test set; times in UTC."]
     lines += [f"{one.number}: {one.tags['promotion']}" for one in versions[:5] if "promotion" in one.tags]
     if not any("champion" in version.aliases for version in versions):
         lines.append("No champion yet: `make promote` takes the model of the last `dvc repro`.")
@@ -179,34 +167,35 @@ def _candidate(reference: str | None) -> "Version":
 
 
 def _of_run(run_id: str, versions: Sequence["Version"]) -> "Version":
-    """The newest version of the run; runs of before there was a registry get one."""
+    """The newest version of the run; a run older than the registry is registered now."""
     from detector.tracking import registry
 
     return next((version for version in versions if version.run_id == run_id), None) or registry.register(run_id)
 
 
-def _judged(
+def _compared(
     champion: "Version", candidate: "Version", versions: Sequence["Version"], name: str, metric: str
 ) -> tuple[bool, str]:
     """Whether the candidate is better, and a sentence that says why."""
     a, b = _on_the_same_images(champion, candidate, versions, name)
-    found = compare(a, b, [name], metric)["sets"][name]
-    if not found["n_real"]:
+    result = compare(a, b, [name], metric)["sets"][name]
+    if not result["n_real"]:
         raise UserError(
-            f"--set: {name} holds no real image: whether {candidate} accuses more is not known; promote by another set"
+            f"--set: {name} holds no real image, so the false positive rate of {candidate} is unknown; promote by "
+            "another set"
         )
-    if found["alike"]:
-        return False, f"{candidate} scores all {found['n']:,} images of {name} as {champion}, the champion, does"
+    if result["alike"]:
+        return False, f"{candidate} scores all {result['n']:,} images of {name} as {champion}, the champion, does"
 
-    def said(of: str, better: str | None) -> str:
-        values = found["metrics"][of]
-        return sentence(name, found["n"], of, values, better, f"{champion}, the champion,", str(candidate))
+    def verdict(by: str, better: str | None) -> str:
+        values = result["metrics"][by]
+        return sentence(name, result["n"], by, values, better, f"{champion}, the champion,", str(candidate))
 
-    accuses = better_of(found["metrics"][ACCUSED], "p_value")
-    why = said(metric, found["better"])
-    if found["better"] == "b" and accuses == "a":
-        why += f"; but {said(ACCUSED, accuses)}"
-    return found["better"] == "b" and accuses != "a", "; ".join([why, *found["notes"]])
+    fewer_false_positives = better_of(result["metrics"]["false_positive_rate"], "p_value")
+    why = verdict(metric, result["better"])
+    if result["better"] == "b" and fewer_false_positives == "a":
+        why += f"; but {verdict('false_positive_rate', fewer_false_positives)}"
+    return result["better"] == "b" and fewer_false_positives != "a", "; ".join([why, *result["notes"]])
 
 
 def _on_the_same_images(
@@ -214,37 +203,37 @@ def _on_the_same_images(
 ) -> tuple[Run, Run]:
     """An evaluation of each on the same images of the set `name`, under the same labels.
 
-    Not only those that the two versions stand for: the same model may have been evaluated again, with more test sets.
+    Further evaluations of the same models count too: a model may have been evaluated again with more test sets.
     """
     if champion.run_id == candidate.run_id:
         raise UserError(
-            f"{candidate}: shares its run with {champion}, the champion, and the run holds the newer figures alone; "
+            f"{candidate}: shares its run with {champion}, the champion, and the run holds only the newer metrics; "
             "evaluate it under another parameter, or promote with --force"
         )
-    ours, theirs = list(_scored(champion, versions, name)), list(_scored(candidate, versions, name))
-    for version, found in ((champion, ours), (candidate, theirs)):
-        if not found:
+    of_champion, of_candidate = (list(_evaluations(one, versions, name)) for one in (champion, candidate))
+    for version, evaluations in ((champion, of_champion), (candidate, of_candidate)):
+        if not evaluations:
             raise UserError(
                 f"--set: {version} was not scored on {name!r}; score it there: its run's parameters, the set in "
                 "evaluate.extra_sets, `dvc repro`"
             )
-    for a in ours:
-        for b in theirs:
+    for a in of_champion:
+        for b in of_candidate:
             if _images(a, name) == _images(b, name):
                 return a, b
-    of_a, of_b = (dict(_images(found[0], name)) for found in (ours, theirs))
-    common = of_a.keys() & of_b.keys()
-    if turned := sum(of_a[image] != of_b[image] for image in common):
-        differs = f"the labels of {turned:,} images differ"
+    labels_a, labels_b = (dict(_images(evaluations[0], name)) for evaluations in (of_champion, of_candidate))
+    common = labels_a.keys() & labels_b.keys()
+    if changed := sum(labels_a[image] != labels_b[image] for image in common):
+        differs = f"the labels of {changed:,} images differ"
     else:
-        differs = f"{len(common):,} images in common, of {len(of_a):,} and {len(of_b):,}"
+        differs = f"{len(common):,} images in common, of {len(labels_a):,} and {len(labels_b):,}"
     raise UserError(
         f"--set: {champion}, the champion, and {candidate} were scored on different images of {name!r} ({differs}); "
         "put one set into evaluate.extra_sets, evaluate both models on it and promote with --set"
     )
 
 
-def _scored(version: "Version", versions: Sequence["Version"], name: str) -> Iterator[Run]:
+def _evaluations(version: "Version", versions: Sequence["Version"], name: str) -> Iterator[Run]:
     """The evaluations of the version's model that hold the set, its own first."""
     model = version.tags.get("model")
     same = [one for one in versions if model and one.tags.get("model") == model and one.run_id != version.run_id]

@@ -16,7 +16,7 @@ from detector.errors import UserError
 from detector.images import BrokenImage, decode
 from detector.inference.detector import BATCH, Crop, ScoredFace, crop_faces
 from detector.models.faces import MARGIN, FaceFinder
-from detector.prepare.archives import TAR_SUFFIXES, attempt, open_store, reason_to_ignore, whole
+from detector.prepare.archives import archive_suffix, attempt, open_store, reason_to_ignore, whole
 
 if TYPE_CHECKING:
     from detector.inference.detector import Detector
@@ -50,7 +50,7 @@ def list_files(paths: Iterable[str]) -> Iterator[File]:
     for path in paths:
         if os.path.isdir(path):
             yield from _folder(path)
-        elif path.lower().endswith((".zip", *TAR_SUFFIXES)) and os.path.isfile(path):
+        elif archive_suffix(path):
             yield from _archive(path)
         else:
             yield path, partial(attempt, _read, path)

@@ -1,6 +1,6 @@
-"""Every backbone that params.yaml may name, one entry each: all that the rest of the project knows about it.
+"""The table of the backbones that params.yaml may name. To add one, add its entry.
 
-Light on purpose: no Keras here, so that a parameter is checked against the table before any of it is loaded.
+This module does not import Keras, so that a parameter is checked against the table before Keras is loaded.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ class PublishedWeights:
     """Keras's ImageNet weights without the classifier.
 
     Attributes:
-        place: the file's place under `detector.models.weights.KERAS_STORAGE`.
+        place: the path of the file under `detector.models.weights.KERAS_STORAGE`.
         digest: its MD5 in hexadecimal or, where Keras publishes that one, its SHA-256 (64 digits).
     """
 
@@ -27,13 +27,13 @@ class Backbone:
 
     Attributes:
         keras_name: its function in `keras.applications`.
-        scale: with `offset`, what turns RGB 0..255 into the pixels that its ImageNet weights were trained on, pixel *
-            scale + offset; a number, or one a colour in the order red, green, blue.
+        scale: with `offset`, turns RGB 0..255 into the pixels that its ImageNet weights expect, pixel * scale +
+            offset; one number, or one for each of red, green, blue.
         smallest: the smallest side of the image in pixels.
-        last_conv: the layer that holds the maps of the last convolution, normalised and activated: what is pooled, and
-            where Grad-CAM looks. A layer that Keras would number gets this name.
+        last_conv: the layer with the maps of the last convolution, normalised and activated, which are pooled and
+            used by Grad-CAM. A layer that Keras would number gets this name.
         imagenet: its published weights.
-        bgr: whether the weights take blue first; scaled pixels are turned round.
+        bgr: whether the weights take blue first; scaled pixels are reversed.
         options: further arguments of the function.
     """
 
@@ -50,7 +50,7 @@ class Backbone:
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels, RGB 0..1
 STANDARD_SCALE = tuple(1 / (255 * std) for std in STD)
 STANDARD_OFFSET = tuple(-mean / std for mean, std in zip(MEAN, STD, strict=True))
-UNSCALED = {"include_preprocessing": False}  # scaling is ours, in float32 at any precision
+UNSCALED = {"include_preprocessing": False}  # the network scales the pixels itself, in float32 at any precision
 
 
 def _efficientnet(variant: str, md5: str) -> Backbone:
@@ -81,7 +81,7 @@ def _efficientnet_v2(variant: str, md5: str) -> Backbone:
 
 
 def _convnext(variant: str, sha256: str) -> Backbone:
-    """Liu et al., 2022; no batch normalisation but the head's."""
+    """Liu et al., 2022; no batch normalisation except in the head."""
     place = f"tensorflow/keras-applications/convnext/convnext_{variant}_notop.h5"
     return Backbone(
         keras_name=f"ConvNeXt{variant.capitalize()}",
@@ -132,7 +132,7 @@ BACKBONES = {
     "efficientnetv2_s": _efficientnet_v2("s", "af0682fb74e8c54910f2d4393339c070"),
     "convnext_tiny": _convnext("tiny", "d547c096cabd03329d7be5562c5e14798aa39ed24b474157cef5e85ab9e49ef1"),
     "convnext_small": _convnext("small", "6fc8009faa2f00c1c1dfce59feea9b0745eb260a7dd11bee65c8e20843da6eab"),
-    "resnet50": Backbone(  # He et al., 2016; weights from Caffe: mean taken off, blue first
+    "resnet50": Backbone(  # He et al., 2016; weights from Caffe: mean subtracted, blue first
         keras_name="ResNet50",
         scale=1.0,
         offset=(-123.68, -116.779, -103.939),

@@ -1,6 +1,6 @@
 """Keras on the backend that KERAS_BACKEND names (tensorflow by default), imported without its start-up noise.
 
-What makes it fast on a processor is settled here, before the import; what the user has set in the environment stays.
+The settings that make it fast on a CPU are made here, before the import. Variables that the user has set stay.
 """
 
 import ctypes
@@ -11,15 +11,15 @@ from detector.quiet import quiet_native_stderr
 
 # glibc's options for `mallopt` (malloc.h): the environment variable, the option's number, and the value it gets here.
 _KEEP_MEMORY = (
-    ("MALLOC_MMAP_MAX_", -4, 0),  # M_MMAP_MAX: large blocks come from the heap, too,
-    ("MALLOC_TRIM_THRESHOLD_", -1, 2**31 - 1),  # M_TRIM_THRESHOLD: and what is freed there stays with the process
+    ("MALLOC_MMAP_MAX_", -4, 0),  # M_MMAP_MAX: large blocks come from the heap, too
+    ("MALLOC_TRIM_THRESHOLD_", -1, 2**31 - 1),  # M_TRIM_THRESHOLD: the heap keeps the memory that is freed
 )
 
 
 def _keep_memory() -> None:
-    """Have glibc keep what is freed for the next step, whose tensors are as large; elsewhere do nothing.
+    """Have glibc keep freed memory for the next step, whose tensors have the same sizes; elsewhere do nothing.
 
-    By default every large tensor is given back to the kernel and mapped anew, page by page, at every training step.
+    By default glibc returns every large tensor to the kernel, which maps it anew, page by page, at every training step.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     for variable, option, value in _KEEP_MEMORY if mallopt else ():
@@ -37,7 +37,7 @@ with quiet_native_stderr():
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        tf.config.list_logical_devices()  # opens the devices here, where what they say is held back
+        tf.config.list_logical_devices()  # opens the devices here, where their messages are held back
 
 __all__ = ["keras", "make_deterministic"]
 

@@ -1,4 +1,4 @@
-"""The model file: a Keras archive that also holds what a score means, with the same bytes for the same model."""
+"""The model file: a Keras archive with a card that gives its scores their meaning; equal models have equal bytes."""
 
 import json
 import os
@@ -13,23 +13,23 @@ from detector.errors import UserError
 if TYPE_CHECKING:
     import keras
 
-DRAWN_SAMPLE = "the drawn sample"  # how the project's own data set is called
-CONVERTED = "converted"  # in the place of the initial weights of a model that somebody else trained
+DRAWN_SAMPLE = "the drawn sample"  # the name of the project's own data set
+CONVERTED = "converted"  # the initial weights of a model that was trained elsewhere
 CARD = "detector.json"  # Keras ignores members that it does not know
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can state
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a program needs to know to use the model.
+    """The facts that a program needs to use the model.
 
     Attributes:
         classes: class names in the order of the labels; the first is the real one, so P(fake) = 1 - P(classes[0]).
         image_size: side of the input in pixels.
-        backbone: key of `detector.models.backbones.BACKBONES`, or what the author of a converted model calls it.
-        weights: what training started from (imagenet, random, file), or `CONVERTED`.
-        data_digest: SHA-256 of the training data (`detector.data.shards.dataset_digest`), "" where they are not known.
-        trained_on: what that was, in words ("the drawn sample", "folder faces", ...); "" where it is not known.
+        backbone: key of `detector.models.backbones.BACKBONES`, or the name in a converted model.
+        weights: the initial weights of the training (imagenet, random, file), or `CONVERTED`.
+        data_digest: SHA-256 of the training data (`detector.data.shards.dataset_digest`), "" if they are not known.
+        trained_on: the training data in words ("the drawn sample", "folder faces", ...); "" if they are not known.
     """
 
     classes: list[str]
@@ -41,7 +41,7 @@ class ModelCard:
 
     @property
     def caveat(self) -> str:
-        """What everybody has to be told who is shown a score of the model; "" if it is nothing."""
+        """A warning to show with every score of the model; "" if there is none."""
         if self.trained_on != DRAWN_SAMPLE:
             return ""
         return "this model has only seen faces drawn by a program: what it says of photographs means nothing"
@@ -54,7 +54,7 @@ def save_model(model: "keras.Model", card: ModelCard, path: Path) -> None:
         model.save(raw)
         with zipfile.ZipFile(raw) as source, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as target:
             members = {name: source.read(name) for name in source.namelist()}
-            # Which data type policies are one object in memory depends on how the model came about, not on what it is.
+            # Whether data type policies are one object in memory depends on how the model was made, not on what it is.
             members["config.json"] = re.sub(rb', "shared_object_id": \d+', b"", members["config.json"])
             metadata = json.loads(members["metadata.json"])
             metadata.pop("date_saved", None)

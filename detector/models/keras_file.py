@@ -1,6 +1,6 @@
-"""Somebody's Keras classifier: read from its file without running code of its own, and rebuilt as a network of ours.
+"""A Keras classifier from elsewhere: read from its file without running code in it, and rebuilt as one of this project.
 
-`read_keras_file` gives the model as its author saved it, with Keras 3 or, mended where the two differ, with Keras 2.
+`read_keras_file` gives the model as its author saved it, with Keras 3 or with Keras 2, whose description is translated.
 `rebuild` gives the same function under the contract of `detector.models.network`: RGB 0..255 in, P(fake) out, every
 layer in one graph, as Grad-CAM and OpenVINO need it.
 """
@@ -29,7 +29,7 @@ from detector.models.file import CARD
 
 @dataclass(frozen=True)
 class Pixels:
-    """What a model takes for an RGB pixel of 0..255: pixel * scale + offset, blue first if `bgr`."""
+    """The input that a model takes for an RGB pixel of 0..255: pixel * scale + offset, blue first if `bgr`."""
 
     scale: float | tuple[float, float, float]
     offset: float | tuple[float, float, float]
@@ -55,10 +55,10 @@ PIXELS = {
 def read_keras_file(path: Path) -> "keras.Model":
     """The model in a .h5 or .keras file, not compiled.
 
-    Nothing in the file is run: a Lambda layer and a layer of a class that is not Keras's are refused.
+    No code in the file is run: Lambda layers and layers of classes that do not belong to Keras are refused.
 
     Raises:
-        UserError: it is no such file, holds weights alone, or holds what is not Keras's own.
+        UserError: it is no such file, holds only weights, or needs code that does not belong to Keras.
     """
     try:
         is_hdf5, is_zip = h5py.is_hdf5(path), zipfile.is_zipfile(path)
@@ -82,7 +82,7 @@ def read_keras_file(path: Path) -> "keras.Model":
 
 
 def _copy_hdf5(path: Path, copy: Path) -> None:
-    """The network and its weights, mended, without the optimizer's state."""
+    """Copy the network, translated, and its weights, without the state of the optimizer."""
     with h5py.File(path, "r") as source, h5py.File(copy, "w") as target:
         if "model_config" not in source.attrs or "model_weights" not in source:
             raise UserError("holds weights alone, no network; save the whole model with `model.save`")
@@ -113,11 +113,11 @@ def _copy_archive(path: Path, copy: Path) -> None:
 
 
 def _checked(config: dict, version: str | bytes) -> dict:
-    """The network's description, in Keras 3's dialect, all in float32; UserError if it names code of its own."""
+    """The network's description as Keras 3 reads it, in float32; UserError if it needs code of its own."""
     _refuse_code(config)
     _set_float32(config)
     version = version.decode() if isinstance(version, bytes) else version
-    return _mended(config) if version.startswith(("1.", "2.")) else config
+    return _translated(config) if version.startswith(("1.", "2.")) else config
 
 
 def _refuse_code(node: object) -> None:
@@ -136,7 +136,7 @@ def _refuse_code(node: object) -> None:
 
 
 def _set_float32(node: object) -> None:
-    """So that scores do not hang on the precision that its training had; weights are float32 in any case."""
+    """Make scores independent of the precision of the training; weights are float32 in any case."""
     if isinstance(node, list):
         for value in node:
             _set_float32(value)
@@ -147,22 +147,23 @@ def _set_float32(node: object) -> None:
             _set_float32(value)
 
 
-# What Keras 2 wrote that Keras 3 does not take, and the value at which nothing is lost with it; ... is any.
-_ANY = {"rng_type": ..., "batch_input_shape": ..., "input_dtype": ...}
-_TWINS = {f"kernel_{what}": ... for what in ("initializer", "regularizer", "constraint")}  # the depthwise ones count
-LEFT_OVER = {
-    "DepthwiseConv2D": {"groups": 1, **_TWINS},
-    "SeparableConv2D": {"groups": 1, **_TWINS},
+# Keys of Keras 2 that Keras 3 refuses, and the value with which a key may be left out; ... stands for any value.
+_OBSOLETE_ANYWHERE = {"rng_type": ..., "batch_input_shape": ..., "input_dtype": ...}
+# The depthwise kernel has settings of its own.
+_UNUSED_KERNEL = {f"kernel_{name}": ... for name in ("initializer", "regularizer", "constraint")}
+OBSOLETE = {
+    "DepthwiseConv2D": {"groups": 1, **_UNUSED_KERNEL},
+    "SeparableConv2D": {"groups": 1, **_UNUSED_KERNEL},
     "Conv2DTranspose": {"groups": 1},
     "BatchNormalization": {"renorm": False, "virtual_batch_size": None, "fused": ...},
     "InputLayer": {"ragged": False},
 }
 
 
-def _mended(node: object) -> object:
-    """A description in Keras 2's dialect, in the oldest form that Keras 3 reads."""
+def _translated(node: object) -> object:
+    """The description of Keras 2 in the oldest form that Keras 3 reads."""
     if isinstance(node, list):
-        return [_mended(value) for value in node]
+        return [_translated(value) for value in node]
     if not isinstance(node, dict):
         return node
     node = dict(node)
@@ -177,7 +178,7 @@ def _mended(node: object) -> object:
             node["class_name"] = "Functional"
         if kind == "InputLayer" and "batch_input_shape" in config:
             config["batch_shape"] = config.pop("batch_input_shape")
-        for key, harmless in {**_ANY, **LEFT_OVER.get(kind, {})}.items():
+        for key, harmless in {**_OBSOLETE_ANYWHERE, **OBSOLETE.get(kind, {})}.items():
             if key in config and harmless in (..., config[key]):
                 del config[key]
         if isinstance(config.get("axis"), list) and len(config["axis"]) == 1:
@@ -186,9 +187,9 @@ def _mended(node: object) -> object:
             if "name" in holder:
                 holder["name"] = _without_slashes(holder["name"])
         if "input_layers" in config:
-            config |= _mended_graph(config)
+            config |= _translated_graph(config)
         node["config"] = config
-    return {key: _mended(value) for key, value in node.items()}
+    return {key: _translated(value) for key, value in node.items()}
 
 
 def _with_input(config: dict | list) -> dict:
@@ -202,10 +203,10 @@ def _with_input(config: dict | list) -> dict:
     return config
 
 
-def _mended_graph(config: dict) -> dict:
-    """Which layer of a functional model takes in what, and what the model itself takes in and gives."""
+def _translated_graph(config: dict) -> dict:
+    """The connections of a functional model: the inputs of each layer, and the inputs and outputs of the model."""
     layers = [dict(layer) for layer in config["layers"]]
-    # A call of one tensor was written bare, and a model within a model had a call of its own before those of others.
+    # Keras 2 wrote a call with one tensor without a list, and counted a first call of its own for a model in a model.
     calls = {layer["name"]: [[x] if isinstance(x[0], str) else x for x in layer["inbound_nodes"]] for layer in layers}
     kinds = {layer["name"]: layer["class_name"] for layer in layers}
     within = {name for name, kind in kinds.items() if kind in ("Functional", "Model", "Sequential")}
@@ -218,20 +219,20 @@ def _mended_graph(config: dict) -> dict:
         layer["inbound_nodes"] = [[tensor(source) for source in call] for call in calls[layer["name"]]]
     ends = {}
     for key in ("input_layers", "output_layers"):
-        found = config[key] if isinstance(config[key][0], list) else [config[key]]
-        # Keras 3 leaves that call of a functional model out itself, here and nowhere else.
-        found = [tensor(source, kinds[source[0]] != "Sequential") for source in found]
-        ends[key] = found[0] if len(found) == 1 else found
+        sources = config[key] if isinstance(config[key][0], list) else [config[key]]
+        # Here, and nowhere else, Keras 3 itself leaves out that first call of a functional model.
+        tensors = [tensor(source, kinds[source[0]] != "Sequential") for source in sources]
+        ends[key] = tensors[0] if len(tensors) == 1 else tensors
     return {"layers": layers, **ends}
 
 
 def _without_slashes(name: str) -> str:
-    """Keras 3 takes none in a layer's name; weights are told apart by their order."""
+    """A layer's name for Keras 3, which refuses slashes; weights are matched by their order."""
     return name.replace("/", "_")
 
 
 class TensorFlowOperation(keras.layers.Layer):
-    """What Keras 2 stored of arithmetic between layers, such as the two steps of Xception's `preprocess_input`.
+    """Arithmetic between layers, as Keras 2 stored it, e.g. the two steps of Xception's `preprocess_input`.
 
     Args:
         function: TensorFlow's name for it, without "tf.".
@@ -250,7 +251,7 @@ class TensorFlowOperation(keras.layers.Layer):
         "__operators__.add": keras.ops.add,
         "__operators__.getitem": lambda x, _: keras.ops.flip(x, axis=-1),
     }
-    CHANNELS_TURNED_ROUND: ClassVar = [..., {"start": None, "stop": None, "step": -1}]
+    REVERSED_CHANNELS: ClassVar = [..., {"start": None, "stop": None, "step": -1}]
 
     def __init__(self, function: str, **options):
         super().__init__(**options)
@@ -259,7 +260,7 @@ class TensorFlowOperation(keras.layers.Layer):
             raise UserError(f"calls tf.{function} between its layers, which is not known here; use a layer of Keras")
 
     def call(self, x, y=None, bias=None, slice_spec=None, name=None, data_format=None):
-        if slice_spec is not None and slice_spec != self.CHANNELS_TURNED_ROUND:
+        if slice_spec is not None and slice_spec != self.REVERSED_CHANNELS:
             raise UserError("cuts out part of an image between its layers, which is not known here")
         other = next(value for value in (y, bias, slice_spec) if value is not None)
         if isinstance(other, list) and slice_spec is None:
@@ -268,7 +269,7 @@ class TensorFlowOperation(keras.layers.Layer):
 
 
 def _innermost(error: Exception) -> str:
-    """The reason in an error of Keras's, which wraps it in what it was doing, in a few words."""
+    """The reason in an error of Keras, without the messages that Keras wraps around it."""
     text = " ".join(str(error).split())
     reason = re.split(r"Exception encountered: |error encountered during deserialization was: ", text)[-1]
     return f"{type(error).__name__}: {reason[:160]}"
@@ -282,23 +283,23 @@ def rebuild(
 ) -> tuple["keras.Model", list[str]]:
     """The same function as a network of `detector.models.network`, in float32.
 
-    The last layer's weights are turned so that it gives P(fake): for one sigmoid that gives P(real) they change their
-    sign, of a softmax of two their difference is taken, of a larger one the real class comes first. None of it changes
-    a logit by more than its rounding.
+    The weights of the last layer are changed so that it gives P(fake): those of a sigmoid that gives P(real) change
+    their sign, a softmax of two classes becomes a sigmoid of the difference, and in a larger softmax the real class
+    comes first. No logit changes by more than its rounding.
 
     Args:
-        model: as `read_keras_file`.
-        classes: in the order of its outputs; of one sigmoid the class at 0, then the one at 1.
-        real: which of them is the real one.
-        pixels: what it takes.
-        size: side of its input in pixels, where that is open; None, where it is not.
+        model: as of `read_keras_file`.
+        classes: in the order of its outputs; for one sigmoid the class at 0, then the one at 1.
+        real: the name of the real class.
+        pixels: the input that it takes.
+        size: side of its input in pixels, if the model takes any size; else None.
         logits: whether its outputs lack the sigmoid or softmax.
 
     Returns:
         The network, and `classes` in the order of `ModelCard.classes`.
 
     Raises:
-        UserError: it takes or gives something else, or has a layer of another kind.
+        UserError: its input or output is of another kind, or one of its layers cannot be copied.
     """
     size = _size(model, size)
     outputs = _outputs(model, classes)
@@ -313,14 +314,7 @@ def rebuild(
     except Exception as error:  # a size that the network cannot be of, or layers that cannot be copied
         raise UserError(f"its layers cannot be put together at {size} x {size} pixels ({_innermost(error)})") from None
 
-    if logits and activation != "linear":
-        raise UserError(f"--logits: its last layer ends in {activation} already; leave the option out")
-    if not logits and activation == "linear":
-        raise UserError("its outputs are not in 0..1, there is no sigmoid or softmax at its end; say --logits")
-    if not logits and activation != ("sigmoid" if outputs == 1 else "softmax"):
-        needed = "a sigmoid" if outputs == 1 else "a softmax"
-        raise UserError(f"its last layer ends in {activation}; of {_count(outputs)} {needed} is needed")
-
+    _check_activation(activation, outputs, logits)
     at = classes.index(real)
     if outputs == 1:
         order = [real, classes[1 - at]]
@@ -341,8 +335,19 @@ def rebuild(
     return network, order
 
 
+def _check_activation(activation: str, outputs: int, logits: bool) -> None:
+    """Raise UserError unless the last layer ends in a sigmoid or softmax, as its outputs need, or gives logits."""
+    if logits and activation != "linear":
+        raise UserError(f"--logits: its last layer ends in {activation} already; leave the option out")
+    if not logits and activation == "linear":
+        raise UserError("its outputs are not in 0..1, there is no sigmoid or softmax at its end; add --logits")
+    if not logits and activation != ("sigmoid" if outputs == 1 else "softmax"):
+        needed = "a sigmoid" if outputs == 1 else "a softmax"
+        raise UserError(f"its last layer ends in {activation}; of {_count(outputs)} {needed} is needed")
+
+
 def p_fake_of(outputs: np.ndarray, classes: Sequence[str], real: str, logits: bool = False) -> np.ndarray:
-    """What a model's own outputs say of P(fake): float (n, 1) or (n, classes) -> float64 (n,); as in `rebuild`."""
+    """P(fake) from a model's own outputs: float (n, 1) or (n, classes) -> float64 (n,); arguments as of `rebuild`."""
     outputs = outputs.astype(np.float64)
     if logits:
         outputs = expit(outputs) if outputs.shape[1] == 1 else softmax(outputs, axis=1)
@@ -361,16 +366,16 @@ def _size(model: "keras.Model", size: int | None) -> int:
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise UserError(f"has {len(model.inputs)} inputs and {len(model.outputs)} outputs; it must have one of each")
     shape = tuple(model.inputs[0].shape)[1:]
-    said = " x ".join("?" if side is None else str(side) for side in shape)
+    dimensions = " x ".join("?" if side is None else str(side) for side in shape)
     if len(shape) != 3 or shape[2] != 3:
         grey = ": grey images" if len(shape) == 3 and shape[2] == 1 else ""
-        raise UserError(f"its input is {said}{grey}; RGB images, size x size x 3, can be converted alone")
+        raise UserError(f"its input is {dimensions}{grey}; only RGB images, size x size x 3, can be converted")
     sides = {side for side in shape[:2] if side is not None}
     if not sides and size is None:
-        raise UserError(f"its input is {said}, of any size; say which with --image-size, as it was trained")
+        raise UserError(f"its input is {dimensions}, of any size; say which with --image-size, as it was trained")
     if len(sides | ({size} if size else set())) > 1:
         what_to_do = "leave --image-size out" if len(sides) == 1 else "only square images can be converted"
-        raise UserError(f"its input is {said}; {what_to_do}")
+        raise UserError(f"its input is {dimensions}; {what_to_do}")
     return sides.pop() if sides else size
 
 
@@ -398,7 +403,7 @@ class _Copy:
         self._names = {"image", "scaling", "p_fake", "p_class"}
 
     def run(self, model: "keras.Model", x: "keras.KerasTensor") -> "keras.KerasTensor":
-        """What the model makes of x."""
+        """The model's output for x."""
         if isinstance(model, keras.Sequential):
             for layer in model.layers:
                 x = self._call(layer, x)
@@ -430,7 +435,7 @@ class _Copy:
         return outputs
 
     def _name(self, operation) -> str:
-        """Its own, or with a number where another has that."""
+        """The operation's own name, with a number if another operation has it."""
         numbered = (f"{operation.name}_{number}" for number in count(1))
         name = next(name for name in chain([operation.name], numbered) if name not in self._names)
         self._names.add(name)
@@ -438,7 +443,7 @@ class _Copy:
 
 
 def _last_layer(output: "keras.KerasTensor") -> tuple["keras.KerasTensor", np.ndarray, np.ndarray, str]:
-    """An output as a dense layer: what that takes in, its kernel and bias, and the activation's name."""
+    """The dense layer that gives an output: its input, its kernel and bias, and the name of the activation."""
     layer, activation = output._keras_history.operation, "linear"
     while isinstance(layer, keras.layers.Dropout) or _activation(layer) == "linear":
         output = layer.input
@@ -467,11 +472,11 @@ def _activation(layer) -> str | None:
 
 
 def _backbone(model: "keras.Model") -> str:
-    """What the network is called: as the largest model within it, or as it is itself."""
+    """The name of the network: that of the largest model within it, or its own."""
     within = [layer for layer in model.layers if isinstance(layer, keras.Model)]
     named = max(within, key=lambda layer: layer.count_params(), default=model)
     if any(layer.name == BACKBONES["xception"].last_conv for layer in named.layers):
-        return "xception"  # built into another model it has lost its name
-    if re.fullmatch(r"(functional|model|sequential)(_\d+)?", named.name):  # by Keras
+        return "xception"  # built into another model, it has lost its name
+    if re.fullmatch(r"(functional|model|sequential)(_\d+)?", named.name):  # a name that Keras gave
         return "unnamed"
     return re.sub(r"[^\w.-]", "_", named.name)

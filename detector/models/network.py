@@ -1,7 +1,7 @@
-"""The network: a backbone that does its own scaling, and the head of the published recipe.
+"""The network: a backbone that scales its own pixels, and the head of the published recipe.
 
-Input: RGB pixels 0..255, (batch, size, size, 3). Output: P(fake) in 0..1, (batch, 1), or, of more than two classes, the
-probability of each, (batch, classes).
+Input: RGB pixels 0..255, (batch, size, size, 3). Output: P(fake) in 0..1, (batch, 1), or, with more than two classes,
+the probability of each, (batch, classes).
 """
 
 import os
@@ -22,8 +22,8 @@ def build_network(params: ModelParams, initial: InitialWeights, precision: str, 
     Args:
         params: the model section of params.yaml.
         initial: the backbone's weights.
-        precision: float32 or bfloat16 (weights stay float32; arithmetic is bfloat16, but for scaling and output).
-        classes: two give one sigmoid, P(fake); more a softmax in the order of `ModelCard.classes`, the real one first.
+        precision: float32 or bfloat16 (weights, scaling and output stay float32, all other arithmetic is bfloat16).
+        classes: two give one sigmoid, P(fake); more give a softmax in the order of `ModelCard.classes`, real first.
 
     Raises:
         UserError: the weights file is not one of this backbone.
@@ -53,9 +53,9 @@ def build_network(params: ModelParams, initial: InitialWeights, precision: str, 
 
 
 def in_float32(model: "keras.Model") -> "keras.Model":
-    """The same network and weights computing in float32, not compiled: what is stored.
+    """The same network and weights, computing in float32 and not compiled, for the model file.
 
-    So scores do not hang on a processor, nor the file on how its training was cut into runs.
+    So the scores do not depend on the processor, nor the file on whether its training was resumed.
     """
     config = model.get_config()
     for layer in config["layers"]:
@@ -69,7 +69,7 @@ def in_float32(model: "keras.Model") -> "keras.Model":
 def resolve_precision(precision: str) -> str:
     """float32 or bfloat16; auto is bfloat16 on a GPU and on a CPU with bfloat16 instructions.
 
-    TensorFlow uses those through oneDNN alone, without which bfloat16 is many times slower than float32.
+    TensorFlow uses those instructions only through oneDNN, without which bfloat16 is many times slower than float32.
     """
     if precision != "auto":
         return precision
@@ -86,7 +86,7 @@ def resolve_precision(precision: str) -> str:
 
 
 def _features(backbone: Backbone, image: "keras.KerasTensor", initial: InitialWeights) -> "keras.KerasTensor":
-    """The last convolution's maps; the backbone's layers become the model's own, as Grad-CAM needs the whole graph."""
+    """The maps of the last convolution; the backbone's layers are the model's own, because Grad-CAM needs one graph."""
     x = keras.layers.Rescaling(backbone.scale, backbone.offset, dtype="float32", name="scaling")(image)
     if backbone.bgr:
         x = keras.ops.flip(x, axis=-1)
@@ -101,7 +101,7 @@ def _features(backbone: Backbone, image: "keras.KerasTensor", initial: InitialWe
 
 
 def _flat(features: "keras.Model") -> "keras.Model":
-    """A copy without what Keras gives no switch for: a scaling of the backbone's own, and models within the model."""
+    """A copy without the backbone's own scaling and without nested models, for which Keras has no options."""
 
     def call(layer, x, *args, **kwargs):
         if isinstance(layer, keras.layers.Rescaling | keras.layers.Normalization) and layer.name != "scaling":

@@ -1,4 +1,4 @@
-"""Where the backbone's initial weights come from: a file, Keras's ImageNet weights, or nowhere (random)."""
+"""The initial weights of the backbone: a file, Keras's ImageNet weights, or random ones."""
 
 import hashlib
 import http.client
@@ -20,7 +20,10 @@ TIMEOUT = 20  # seconds without an answer
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """What a model starts from: `origin` is imagenet, random or file; `path` is None for random."""
+    """The weights that a training starts from: `origin` is imagenet, random or file; `path` is None for random.
+
+    `note` says why ImageNet weights are missing; "" if they are not.
+    """
 
     origin: str
     path: Path | None = None
@@ -28,14 +31,14 @@ class InitialWeights:
 
 
 def find_weights(weights: str, backbone: str) -> InitialWeights:
-    """What the parameter model.weights means here and now; may download.
+    """The weights that the parameter model.weights names; ImageNet weights are downloaded if necessary.
 
     Args:
         weights: auto | imagenet | none | a path (relative to the project's root).
         backbone: a key of `BACKBONES`.
 
     Raises:
-        UserError: ImageNet weights are demanded and cannot be had, or the file is not there.
+        UserError: the file does not exist, or ImageNet weights are required and cannot be downloaded.
     """
     if weights == "none":
         return InitialWeights("random")
@@ -56,14 +59,14 @@ def find_weights(weights: str, backbone: str) -> InitialWeights:
 
 
 def _imagenet(published: PublishedWeights) -> Path:
-    """The file under data/weights/, downloaded if it is not there or not whole; OSError if it cannot be had."""
+    """The file under data/weights/, downloaded if it is missing or incomplete; OSError if that fails."""
     folder = project_root() / "data" / "weights"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / Path(published.place).name
-    if path.exists() and _is_whole(path, published.digest):  # in a folder that may be read alone
+    if path.exists() and _is_complete(path, published.digest):  # the folder may be read-only
         return path
     with FileLock(f"{path}.lock"):  # experiments that start together download once
-        if not path.exists() or not _is_whole(path, published.digest):
+        if not path.exists() or not _is_complete(path, published.digest):
             _download(KERAS_STORAGE + published.place, path, published.digest)
     return path
 
@@ -79,10 +82,10 @@ def _download(url: str, path: Path, digest: str) -> None:
             while chunk := answer.read(1 << 20):
                 file.write(chunk)
                 bar.update(len(chunk))
-        if not _is_whole(part, digest):
-            raise OSError(f"what came from {url} is not the published file")
+        if not _is_complete(part, digest):
+            raise OSError(f"the file from {url} is not the published one")
         os.replace(part, path)
-    except http.client.HTTPException as error:  # an answer that is no HTTP, or ends too early
+    except http.client.HTTPException as error:  # not an HTTP answer, or an incomplete one
         raise OSError(f"{type(error).__name__}: {error}".strip()) from None
     finally:
         part.unlink(missing_ok=True)
@@ -92,6 +95,6 @@ def _algorithm(digest: str) -> str:
     return "sha256" if len(digest) == 64 else "md5"
 
 
-def _is_whole(path: Path, digest: str) -> bool:
+def _is_complete(path: Path, digest: str) -> bool:
     with path.open("rb") as file:
         return hashlib.file_digest(file, _algorithm(digest)).hexdigest() == digest

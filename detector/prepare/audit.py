@@ -1,4 +1,4 @@
-"""One look at every image: does it decode, what is its fingerprint, and what do its trivial features give away?"""
+"""Every image is examined once: whether it decodes, its fingerprint and its trivial features."""
 
 import hashlib
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from detector.data.loader import map_ahead
 from detector.images import BrokenImage, decode
+from detector.prepare.archives import Content
 from detector.prepare.duplicates import (
     FINGERPRINT,
     Resolution,
@@ -29,7 +30,7 @@ FILE = np.dtype([("sha256", "u1", 32), ("width", "u4"), ("height", "u4")])
 
 @dataclass(frozen=True)
 class Images:
-    """What is known of n images that decode, 2.2 kB each; the pixels are not kept.
+    """What is known of the n images that decode, 2.2 kB each; the pixels are not kept.
 
     Attributes:
         entries: n, sorted by path.
@@ -49,12 +50,12 @@ def examine(source: Source) -> tuple[Images, list[tuple[Entry, str]]]:
     index = {entry.path: i for i, entry in enumerate(source.entries)}
     columns = {name: np.zeros(len(index), dtype) for name, dtype in _COLUMNS.items()}
     broken: dict[int, str] = {}
-    looks = map_ahead(_look, source.read())
-    for entry, found in tqdm(looks, "examine", len(index), unit=" images", disable=None, leave=False):
-        if isinstance(found, str):
-            broken[index[entry.path]] = found
+    results = map_ahead(_examine, source.read())
+    for entry, result in tqdm(results, "examine", len(index), unit=" images", disable=None, leave=False):
+        if isinstance(result, str):
+            broken[index[entry.path]] = result
             continue
-        for column, value in zip(columns.values(), found, strict=True):
+        for column, value in zip(columns.values(), result, strict=True):
             column[index[entry.path]] = value
     if broken:
         whole = np.delete(np.arange(len(index)), list(broken))
@@ -71,11 +72,11 @@ def audit(images: Images, real: str, policy: str, rng: np.random.Generator) -> t
         images: of the splits train, validation, test or test_*.
         real: the real class.
         policy: "drop" or "report", see `duplicates.resolve`.
-        rng: for `shortcut_audit`, which sees the images that stay.
+        rng: for `shortcut_audit`, which gets the images that stay.
 
     Returns:
-        What is to happen to each image, its group (see `duplicates.shared_sources`), and the account {"duplicates",
-        "shortcuts"} for metrics/data.json.
+        Which images stay, their groups (see `duplicates.shared_sources`), and {"duplicates", "shortcuts"} for
+        metrics/data.json.
     """
     splits = np.array([entry.split for entry in images.entries])
     kinds = np.array([entry.kind for entry in images.entries])
@@ -91,19 +92,19 @@ def audit(images: Images, real: str, policy: str, rng: np.random.Generator) -> t
         list(compress(sources, keep)),
     )
     paths = [entry.path for entry in images.entries]
-    found = {"policy": policy, **summary(duplicates, resolution, splits, kinds, paths)}
-    return resolution, sources, {"duplicates": found, "shortcuts": shortcuts}
+    account = {"policy": policy, **summary(duplicates, resolution, splits, kinds, paths)}
+    return resolution, sources, {"duplicates": account, "shortcuts": shortcuts}
 
 
 def audit_test_set(images: Images, known: np.ndarray) -> tuple[Resolution, list[str], bool]:
-    """Find what must not stay in a further test set; see `duplicates.resolve_test_set`.
+    """Find the images that must not stay in a further test set; see `duplicates.resolve_test_set`.
 
     Args:
         images: of the set.
         known: (m,) of dtype `duplicates.FINGERPRINT`, the images that a model was made and tested with.
 
     Returns:
-        What is to happen to each image, its group (see `duplicates.shared_sources`), and whether the search was whole.
+        Which images stay, their groups (see `duplicates.shared_sources`), and whether the search was complete.
     """
     duplicates = find_duplicates(np.concatenate([known, images.fingerprints]))
     kinds, groups = zip(*((entry.kind, entry.group) for entry in images.entries), strict=True)
@@ -112,10 +113,11 @@ def audit_test_set(images: Images, known: np.ndarray) -> tuple[Resolution, list[
     return resolve_test_set(duplicates, len(known), kinds, groups), sources[len(known) :], duplicates.complete
 
 
-_COLUMNS = {"fingerprints": FINGERPRINT, "features": FEATURES, "files": FILE}  # as `_look` returns them
+_COLUMNS = {"fingerprints": FINGERPRINT, "features": FEATURES, "files": FILE}  # as `_examine` returns them
 
 
-def _look(item: tuple[Entry, bytes | OSError]) -> tuple[Entry, str | tuple[np.ndarray, ...]]:
+def _examine(item: tuple[Entry, Content]) -> tuple[Entry, str | tuple[np.ndarray, ...]]:
+    """The image's fingerprint, features and file in numbers, or the reason why it is excluded."""
     entry, data = item
     if isinstance(data, NoFace):
         return entry, str(data)

@@ -1,18 +1,19 @@
 """Exact and near duplicates: the same picture twice, in two splits or under two labels.
 
-Every image leaves a small grey thumbnail. Its low DCT coefficients, at unit contrast, are a point in nine
-dimensions; being an orthogonal projection, they never lie farther apart than the thumbnails themselves, so
-that a k-d tree returns every pair within a radius without comparing all with all. A mirror image only turns
-the sign of the odd coefficients; taking their absolute value finds it in the same search. What the tree
-returns is compared thumbnail by thumbnail.
+Each image is reduced to a small grey thumbnail. Its low DCT coefficients, at unit contrast, are a point in nine
+dimensions. They are an orthogonal projection, so two points are never farther apart than the two thumbnails, and a
+k-d tree returns every pair within a radius without comparing all with all. Mirroring only changes the sign of the odd
+coefficients, so with their absolute values the same search finds mirror images. The pairs that the tree returns are
+compared thumbnail by thumbnail.
 
 Thresholded to bits the same coefficients are the usual perceptual hash (Zauner, "Implementation and
-benchmarking of perceptual image hash functions", 2010). Faces are too much alike for it: 64 bits confuse
-different people, and with 256 a crop of 3 % turns 40 to 90 of them, beyond what bucketed search can forgive.
+benchmarking of perceptual image hash functions", 2010). Faces are too similar for it: 64 bits confuse different
+people, and of 256 bits a crop of 3 % changes 40 to 90, too many for a search by buckets.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,20 +32,19 @@ PAIR = np.dtype([("a", "i4"), ("b", "i4"), ("difference", "f4"), ("mirrored", "?
 
 # Largest `difference` of two thumbnails of one picture. Of 1,200 faces, 99.8 % stay below it after halving
 # and JPEG quality 30, 99.8 % after 15 % more contrast, 96 % after 10 % more brightness or a 3 % crop, 90 %
-# after a 4 % crop. In 16,600 faces of four sets it took no two different scenes for one.
+# after a 4 % crop. Among 16,600 faces of four sets no two different scenes are below it.
 NEAR = 0.15
-# Below this, what differs is compression and scale. An edit shows: of 300 faces with one eye replaced, 98 %
-# are above it, with the mouth replaced all. The other half of a face swap counts as equal only if the swap
-# cannot be seen.
+# Below this, only compression and scale differ. Edits are above it: of 300 faces with one eye replaced 98 %, with
+# the mouth replaced all. So a fake counts as equal to its original only if the edit cannot be seen.
 SAME = 0.05
-FLAT = 2.0  # grey levels of standard deviation, what compression alone may add; below it there is no picture
+FLAT = 2.0  # standard deviation in grey levels that compression alone may cause; a flatter image shows nothing
 RADIUS = 0.15  # of the search: re-encoding moves a face by .01, a 4 % crop 95 % of faces by less than this
 MAX_CANDIDATES = 10_000_000  # 160 MB
 MIN_CORRELATION = 0.88  # of 16x16 thumbnails before they are aligned: 95 % of 4 % crops stay above .9
 MAX_MOVE = 3.0  # thumbnail pixels a corner may travel in alignment, of 32
 
-# Filters as matrices, for many thumbnails at once: K @ x @ K filters columns and rows. Beyond the frame there
-# are zeros, so the frame counts for less: there a crop leaves its traces, and no fake is made there.
+# Filters as matrices, for many thumbnails at once: K @ x @ K filters columns and rows. The padding is zero, so the
+# borders, where a crop leaves its traces and no fake is made, count for less.
 _OFFSET = np.subtract.outer(np.arange(32), np.arange(32)).astype(np.float32)
 SMOOTHING = np.exp(-(_OFFSET**2) / 2) / np.float32(np.sqrt(2 * np.pi))  # Gaussian of one pixel
 WINDOW = (np.abs(_OFFSET) <= 2).astype(np.float32) / 5  # mean over five pixels
@@ -55,14 +55,11 @@ class Duplicates:
     """What `find_duplicates` found among n images.
 
     Attributes:
-        first: (n,) int64, index of the first image with exactly the same pixels; its own index if there is
-            none.
-        near: (m,) of dtype `PAIR`, one row for each pair a < b of near duplicates, both of them first of
-            their pixels. `difference` is in 0..`NEAR`, the largest local difference in units of the picture's
-            contrast.
+        first: (n,) int64, index of the first image with exactly the same pixels, or the image's own index.
+        near: (m,) of dtype `PAIR`, one row for each pair a < b of near duplicates, both of them first of their pixels.
+            `difference` is in 0..`NEAR`, the largest local difference in units of the picture's contrast.
         flat: number of images without structure, compared exactly only.
-        complete: False where the images crowd together so much that only the nearest few of each were
-            compared.
+        complete: False where so many images are alike that only the nearest few of each were compared.
     """
 
     first: np.ndarray
@@ -76,9 +73,9 @@ class Resolution:
     """What is to happen to each of n images.
 
     Attributes:
-        reason: (n,) str, "" for an image that stays, "conflict" for one excluded because the same picture
-            bears another label, "leak" for one dropped because it also stands in a split that judges it.
-        partner: (n,) int64, index of an image that is the reason; -1 where there is none.
+        reason: (n,) str, "" for an image that stays, "conflict" for one excluded because the same picture has
+            another label, "leak" for one dropped because it is also in a later split.
+        partner: (n,) int64, index of the image that it is a duplicate of; -1 for an image that stays.
     """
 
     reason: np.ndarray
@@ -128,16 +125,15 @@ def find_duplicates(fingerprints: np.ndarray) -> Duplicates:
     index = np.flatnonzero(~flat & (first == np.arange(len(first))))
     candidates, complete = _candidates(points[index])
     blocks = np.array_split(index[candidates], len(candidates) // 5000 + 1)
-    found = map_ahead(lambda block: _compare(thumbnails, small, block), blocks)
-    near = np.concatenate([*tqdm(found, "compare", len(blocks), disable=None, leave=False)])
+    pairs = map_ahead(lambda block: _compare(thumbnails, small, block), blocks)
+    near = np.concatenate([*tqdm(pairs, "compare", len(blocks), disable=None, leave=False)])
     return Duplicates(first, near[np.lexsort((near["b"], near["a"]))], int(flat.sum()), complete)
 
 
 def clusters(duplicates: Duplicates) -> np.ndarray:
     """Return (n,) int32 cluster ids: images joined by any chain of duplicates share one.
 
-    The ends of a chain need not look alike. That is right for keeping look-alikes on one side of a split, and
-    too much for throwing images away: `resolve` goes by pairs.
+    The ends of a chain need not look alike, so `resolve`, which drops images, goes by pairs instead.
     """
     n, near = len(duplicates.first), duplicates.near
     rows = np.concatenate([np.arange(n), near["a"]])
@@ -146,9 +142,9 @@ def clusters(duplicates: Duplicates) -> np.ndarray:
 
 
 def shared_sources(duplicates: Duplicates, splits: Sequence[str], groups: Sequence[str]) -> list[str]:
-    """Return the n groups anew: copies within a split come from one source, and so do all images of their groups.
+    """Return the n groups after joining those that hold duplicates of one another within a split.
 
-    A group joined with others takes the first of their names.
+    Joined groups take the first of their names.
     """
     if not len(groups):
         return []
@@ -175,27 +171,26 @@ def shared_sources(duplicates: Duplicates, splits: Sequence[str], groups: Sequen
 def resolve(
     duplicates: Duplicates,
     splits: Sequence[str],
-    labels: Sequence[int],
-    policy: Literal["report", "drop"] = "drop",
-    groups: Sequence[str] | None = None,
+    labels: Sequence[Hashable],
+    policy: Literal["report", "drop"],
+    groups: Sequence[Hashable],
 ) -> Resolution:
-    """Decide which images must go so that no split judges what another one taught.
+    """Decide which images are removed so that no image is in two of the splits train, validation and test.
 
-    Images that are one picture (a difference of `SAME` or less) and whose labels differ are all excluded,
-    under either policy: which label is right cannot be known. Within a group only equal pixels are a conflict:
-    there a fake stands beside the image it was made from, and the most careful fakes must not go.
+    Images that are one picture (a difference of `SAME` or less) and have different labels are all excluded, under
+    either policy, because the right label is not known. Within a group only equal pixels are a conflict: a fake and
+    the image that it was made from share a group, and the least visible fakes must stay.
 
-    With "drop", a validation image that also stands in a test split goes, then a train image that also stands
-    in what is left of validation or in a test split. Pairs within a split, or between two test splits (one may
-    be the other, perturbed on purpose), stay. An image goes for a pair it is itself part of, never for a chain
-    of them.
+    With "drop", a validation image with a duplicate in a test split is dropped, then a train image with a duplicate in
+    a test split or in the rest of validation. Pairs within a split, or between two test splits (one may be the other,
+    perturbed on purpose), stay. An image is dropped only for a pair that it is itself part of, never for a chain.
 
     Args:
         duplicates: of n images.
         splits: (n,) "train", "validation", "test" or "test_*".
         labels: (n,) class of each image.
         policy: "drop", or "report" to let leaks stay.
-        groups: (n,) images of one group share a source; without it every image has its own.
+        groups: (n,) images of one group share a source.
 
     Raises:
         ValueError: an unknown split or policy.
@@ -207,79 +202,57 @@ def resolve(
     partner = np.full(len(labels), -1)
 
     everywhere = np.ones(len(labels), bool)
-    found = _match(duplicates, _one_picture(duplicates.near, groups), everywhere, everywhere, labels)
-    reason[found >= 0], partner[found >= 0] = "conflict", found[found >= 0]
+    match = _match(duplicates, _one_picture(duplicates.near, groups), everywhere, everywhere, labels)
+    reason[match >= 0], partner[match >= 0] = "conflict", match[match >= 0]
     for level in (1, 0) if policy == "drop" else ():
         kept = reason == ""
-        found = _match(duplicates, duplicates.near, kept & (rank == level), kept & (rank > level))
-        reason[found >= 0], partner[found >= 0] = "leak", found[found >= 0]
+        match = _match(duplicates, duplicates.near, kept & (rank == level), kept & (rank > level))
+        reason[match >= 0], partner[match >= 0] = "leak", match[match >= 0]
     return Resolution(reason, partner)
 
 
 def resolve_test_set(
-    duplicates: Duplicates, trained: int, labels: Sequence[int], groups: Sequence[str] | None = None
+    duplicates: Duplicates, known: int, labels: Sequence[Hashable], groups: Sequence[Hashable]
 ) -> Resolution:
-    """Say which images of a further test set judge nothing: of a doubtful label, or seen in training.
+    """Decide which images of a further test set cannot be used: their label is in doubt, or a model has seen them.
 
     Args:
-        duplicates: of m images that a model was made with (train and validation), then of the n of the set.
-        trained: m.
+        duplicates: of m images that a model was made with, then of the n images of the set.
+        known: m.
         labels, groups: (n,) class and group of each image of the set.
 
     Returns:
-        For the n images: "conflict" with an image of the set as partner, counted from its first one, or "leak" with
-        one of the m. Both are as in `resolve`.
+        For the n images, as in `resolve`: "conflict" with an image of the set as partner, counted from the set's first
+        one, or "leak" with one of the m as partner.
     """
-    of_set = np.arange(len(duplicates.first)) >= trained
-    label = np.concatenate([np.full(trained, labels[0]), labels])
-    group = None if groups is None else [*[None] * trained, *groups]
-    conflict = _match(duplicates, _one_picture(duplicates.near, group), of_set, of_set, label)[trained:]
-    seen = _match(duplicates, duplicates.near, of_set, ~of_set)[trained:]
+    of_set = np.arange(len(duplicates.first)) >= known
+    label = np.concatenate([np.full(known, labels[0]), labels])
+    near = _one_picture(duplicates.near, [*[None] * known, *groups])
+    conflict = _match(duplicates, near, of_set, of_set, label)[known:]
+    seen = _match(duplicates, duplicates.near, of_set, ~of_set)[known:]
     reason = np.where(conflict >= 0, "conflict", np.where(seen >= 0, "leak", ""))
-    return Resolution(reason, np.where(conflict >= 0, conflict - trained, seen))
+    return Resolution(reason, np.where(conflict >= 0, conflict - known, seen))
 
 
 def summary(
     duplicates: Duplicates,
     resolution: Resolution,
     splits: Sequence[str],
-    labels: Sequence[int],
+    labels: Sequence[Hashable],
     paths: Sequence[str],
     worst: int = 20,
 ) -> dict:
-    """Return a JSON-ready account of the duplicates and what became of them.
+    """Return a JSON-ready account of the duplicates and of what became of them.
 
-    Counts of pairs are of all pairs of images: three images with the same pixels are three pairs. "examples"
-    holds at most `worst` pairs, first those with conflicting labels, then those across splits, the most alike
-    first; a picture in two test sets is no example, for it may stand there perturbed on purpose.
+    Pairs are counted over all images: three images with the same pixels are three pairs. "examples" holds at most
+    `worst` pairs: first those with conflicting labels, then those across splits, each time the most alike first. Pairs
+    of two test sets are left out of it, because one set may be the other, perturbed on purpose.
     """
     splits, labels = np.asarray(splits), np.asarray(labels)
-    rank = _ranks(splits)
-    names, cell = np.unique(np.stack([splits.astype(str), labels.astype(str)], 1), axis=0, return_inverse=True)
-    exact, near = _count_pairs(duplicates, cell.ravel(), len(names))
-    by_splits: dict[str, dict[str, int]] = {}
-    for i, j in zip(*np.nonzero(np.triu(exact + near)), strict=True):
-        # Train before validation before test, whatever the alphabet says.
-        pair = " / ".join(sorted((str(names[i, 0]), str(names[j, 0])), key=lambda name: (_ranks([name])[0], name)))
-        row = by_splits.setdefault(pair, {"exact": 0, "near": 0, "across_classes": 0})
-        row["exact"] += int(exact[i, j])
-        row["near"] += int(near[i, j])
-        row["across_classes"] += int(exact[i, j] + near[i, j]) if names[i, 1] != names[j, 1] else 0
-
-    copies = np.flatnonzero(duplicates.first != np.arange(len(splits)))
-    pairs = np.zeros(len(copies), PAIR)
-    pairs["a"], pairs["b"] = duplicates.first[copies], copies
-    pairs = np.concatenate([pairs, duplicates.near])
-    on_purpose = (rank[pairs["a"]] == 2) & (rank[pairs["b"]] == 2) & (splits[pairs["a"]] != splits[pairs["b"]])
-    pairs = pairs[~on_purpose]
-    a, b = pairs["a"], pairs["b"]
-    doubted = resolution.reason == "conflict"
-    conflict = (pairs["difference"] <= SAME) & (labels[a] != labels[b]) & doubted[a] & doubted[b]
-    leak = rank[a] != rank[b]
-    order = np.lexsort((b, a, pairs["difference"], ~leak, ~conflict))[:worst]
+    by_splits = _count_by_splits(duplicates, splits, labels)
+    within = [pair for pair in sorted(by_splits) if len(set(pair.split(" / "))) == 1]
+    between_tests = [pair for pair in sorted(by_splits) if pair not in within and pair.startswith("test")]
     sizes = np.bincount(clusters(duplicates))
-    within = {pair for pair in by_splits if len(set(pair.split(" / "))) == 1}
-    between_tests = {pair for pair in by_splits if pair not in within and pair.startswith("test")}
     return {
         "images": len(splits),
         "flat_images": duplicates.flat,
@@ -287,23 +260,52 @@ def summary(
         "clusters": int((sizes > 1).sum()),
         "largest_cluster": int(sizes.max(initial=0)),
         "mirrored_pairs": int(duplicates.near["mirrored"].sum()),
-        "leaks": {pair: row for pair, row in by_splits.items() if pair not in within | between_tests},
-        "between_test_sets": {pair: by_splits[pair] for pair in sorted(between_tests)},
-        "within_splits": {pair.split(" / ")[0]: by_splits[pair] for pair in sorted(within)},
-        "excluded": _count(splits[resolution.reason == "conflict"]),
-        "dropped": _count(splits[resolution.reason == "leak"]),
+        "leaks": {pair: row for pair, row in by_splits.items() if pair not in [*within, *between_tests]},
+        "between_test_sets": {pair: by_splits[pair] for pair in between_tests},
+        "within_splits": {pair.split(" / ")[0]: by_splits[pair] for pair in within},
+        "excluded": dict(sorted(Counter(splits[resolution.reason == "conflict"].tolist()).items())),
+        "dropped": dict(sorted(Counter(splits[resolution.reason == "leak"].tolist()).items())),
         "examples": [
             {
-                "kind": "exact" if duplicates.first[i] == duplicates.first[j] else "near",
-                "difference": round(float(difference), 4),
-                "mirrored": bool(mirrored),
-                "paths": [str(paths[i]), str(paths[j])],
-                "splits": [str(splits[i]), str(splits[j])],
-                "classes": [str(labels[i]), str(labels[j])],
+                "kind": "exact" if duplicates.first[a] == duplicates.first[b] else "near",
+                "difference": round(difference, 4),
+                "mirrored": mirrored,
+                "paths": [str(paths[a]), str(paths[b])],
+                "splits": [str(splits[a]), str(splits[b])],
+                "classes": [str(labels[a]), str(labels[b])],
             }
-            for i, j, difference, mirrored in pairs[order].tolist()
+            for a, b, difference, mirrored in _worst_pairs(duplicates, resolution, splits, labels)[:worst].tolist()
         ],
     }
+
+
+def _count_by_splits(duplicates: Duplicates, splits: np.ndarray, labels: np.ndarray) -> dict[str, dict[str, int]]:
+    """Numbers of pairs by their two splits, "train / test", train before validation before test."""
+    cells, cell = np.unique(np.stack([splits.astype(str), labels.astype(str)], 1), axis=0, return_inverse=True)
+    exact, near = _count_pairs(duplicates, cell.ravel(), len(cells))
+    counts: dict[str, dict[str, int]] = {}
+    for i, j in zip(*np.nonzero(np.triu(exact + near)), strict=True):
+        names = sorted((str(cells[i, 0]), str(cells[j, 0])), key=lambda name: (_ranks([name])[0], name))
+        row = counts.setdefault(" / ".join(names), {"exact": 0, "near": 0, "across_classes": 0})
+        row["exact"] += int(exact[i, j])
+        row["near"] += int(near[i, j])
+        row["across_classes"] += int(exact[i, j] + near[i, j]) if cells[i, 1] != cells[j, 1] else 0
+    return counts
+
+
+def _worst_pairs(duplicates: Duplicates, resolution: Resolution, splits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Pairs of dtype `PAIR` in the order of `summary`'s examples; of equal pixels, each with the first of them."""
+    copies = np.flatnonzero(duplicates.first != np.arange(len(splits)))
+    pairs = np.zeros(len(copies), PAIR)
+    pairs["a"], pairs["b"] = duplicates.first[copies], copies
+    pairs, rank = np.concatenate([pairs, duplicates.near]), _ranks(splits)
+    a, b = pairs["a"], pairs["b"]
+    pairs = pairs[(rank[a] < 2) | (rank[b] < 2) | (splits[a] == splits[b])]
+    a, b = pairs["a"], pairs["b"]
+    excluded = resolution.reason == "conflict"
+    conflict = (pairs["difference"] <= SAME) & (labels[a] != labels[b]) & excluded[a] & excluded[b]
+    leak = rank[a] != rank[b]
+    return pairs[np.lexsort((b, a, pairs["difference"], ~leak, ~conflict))]
 
 
 def _describe(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -333,8 +335,7 @@ def _describe(thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
 def _candidates(points: np.ndarray) -> tuple[np.ndarray, bool]:
     """Return (m, 2) indices of pairs of (n, d) points within `RADIUS`, and whether these are all such pairs.
 
-    Where there would be more than `MAX_CANDIDATES`, as judged from 2,000 points, each point brings only its
-    nearest.
+    Where there would be more than `MAX_CANDIDATES`, as judged from 2,000 points, each point brings only its nearest.
     """
     n = len(points)
     if n < 2:
@@ -345,8 +346,8 @@ def _candidates(points: np.ndarray) -> tuple[np.ndarray, bool]:
         return tree.query_pairs(RADIUS, output_type="ndarray"), True
     _, nearest = tree.query(points, k=min(n, max(8, MAX_CANDIDATES // n)), distance_upper_bound=RADIUS)
     a, b = np.repeat(np.arange(n), nearest.shape[1]), nearest.ravel()
-    found = (b < n) & (a != b)
-    a, b = a[found], b[found]
+    pair = (b < n) & (a != b)
+    a, b = a[pair], b[pair]
     return np.stack(np.divmod(np.unique(np.minimum(a, b) * n + np.maximum(a, b)), n), axis=1), False
 
 
@@ -360,22 +361,21 @@ def _compare(thumbnails: np.ndarray, small: np.ndarray, pairs: np.ndarray) -> np
     a, b = thumbnails[pairs[:, 0]], thumbnails[pairs[:, 1]]
     b[flip] = b[flip][:, :, ::-1]
     values = difference(a, b)
-    found = np.empty(len(pairs), PAIR)
-    found["a"], found["b"], found["difference"], found["mirrored"] = pairs[:, 0], pairs[:, 1], values, flip
-    return found[values <= NEAR]
+    compared = np.empty(len(pairs), PAIR)
+    compared["a"], compared["b"], compared["difference"], compared["mirrored"] = *pairs.T, values, flip
+    return compared[values <= NEAR]
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return how far pairs of thumbnails are from being one picture: 0 for equal, about 1 for unrelated.
+    """Return how much pairs of thumbnails differ: 0 for equal, about 1 for unrelated.
 
-    Brightness and contrast are fitted away. What remains is smoothed and its root mean square taken in the
-    worst 5x5 window, in units of the contrast of `a`: a local measure, since the edit that makes a fake is
-    local while compression is everywhere. Where the thumbnails differ as they stand, `b` is first aligned to
-    `a` by an affine map (ECC: Evangelidis and Psarakis, IEEE TPAMI 30(10), 2008), which undoes a small crop.
+    Brightness and contrast are fitted first. The residual is smoothed, and its root mean square is taken in the worst
+    5x5 window, in units of the contrast of `a`: the measure is local because the edit that makes a fake is local,
+    while compression is everywhere. Thumbnails that differ are compared once more after `b` is aligned to `a` by an
+    affine map (ECC: Evangelidis and Psarakis, IEEE TPAMI 30(10), 2008), which undoes a small crop.
 
     Args:
-        a: (m, 32, 32) uint8.
-        b: (m, 32, 32) uint8.
+        a, b: (m, 32, 32) uint8.
 
     Returns:
         (m,) float32.
@@ -428,27 +428,19 @@ def _ranks(splits: Sequence[str]) -> np.ndarray:
     return np.array([ranks[name] for name in names], int)[inverse]
 
 
-def _one_picture(near: np.ndarray, groups: Sequence[str] | None) -> np.ndarray:
-    """Return those of the `near` pairs that must not bear two labels."""
+def _one_picture(near: np.ndarray, groups: Sequence[Hashable]) -> np.ndarray:
+    """Return the `near` pairs that must not have two labels."""
     near = near[near["difference"] <= SAME]
-    if groups is None:
-        return near
-    apart = [groups[a] != groups[b] for a, b in zip(near["a"], near["b"], strict=True)]
-    return near[np.array(apart, bool)]
+    return near[np.array([groups[a] != groups[b] for a, b in zip(near["a"], near["b"], strict=True)], bool)]
 
 
 def _match(
-    duplicates: Duplicates,
-    near: np.ndarray,
-    asking: np.ndarray,
-    against: np.ndarray,
-    labels: np.ndarray | None = None,
+    duplicates: Duplicates, near: np.ndarray, asking: np.ndarray, against: np.ndarray, labels: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return, for each `asking` image, a duplicate of it among `against`, else -1.
+    """Return, for each `asking` image, the index of a duplicate of it among `against`, or -1.
 
-    With `labels`, only a duplicate of another label counts. Images with the same pixels are one node, and
-    each node is represented by one image per label, so the work grows with images and pairs, not with pairs
-    of copies.
+    With `labels`, only a duplicate with another label counts. Images with the same pixels are one node, represented by
+    one image per label, so that the time grows with the number of images and near pairs, not with that of all pairs.
     """
     n = len(duplicates.first)
     classes, code = np.unique(labels if labels is not None else np.zeros(n, int), return_inverse=True)
@@ -462,8 +454,8 @@ def _match(
     best = best[duplicates.first]
     if labels is not None:
         best[np.arange(n), code] = n
-    found = best.min(axis=1)
-    return np.where(asking & (found < n), found, -1)
+    match = best.min(axis=1)
+    return np.where(asking & (match < n), match, -1)
 
 
 def _count_pairs(duplicates: Duplicates, cell: np.ndarray, cells: int) -> tuple[np.ndarray, np.ndarray]:
@@ -471,13 +463,7 @@ def _count_pairs(duplicates: Duplicates, cell: np.ndarray, cells: int) -> tuple[
     n, near = len(cell), duplicates.near
     members = csr_array((np.ones(n, np.int64), (duplicates.first, cell)), (n, cells))
     exact = (members.T @ members).toarray()
-    own = np.diag(np.bincount(cell, minlength=cells))
-    exact -= own
+    exact -= np.diag(np.bincount(cell, minlength=cells))
     exact[np.diag_indices(cells)] //= 2
     crossed = (members[near["a"]].T @ members[near["b"]]).toarray()
     return exact, crossed + crossed.T - np.diag(np.diag(crossed))
-
-
-def _count(values: np.ndarray) -> dict[str, int]:
-    names, counts = np.unique(values, return_counts=True)
-    return {str(name): int(count) for name, count in zip(names, counts, strict=True)}

@@ -1,4 +1,4 @@
-"""Further test sets: folders or archives from elsewhere that are never trained on, to see what carries over."""
+"""Further test sets: folders or archives that are never trained on, to test the model on data from elsewhere."""
 
 import re
 import sys
@@ -6,31 +6,31 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from detector.data.shards import read_manifest
-from detector.data.split_names import POOLED
+from detector.data.split_names import LONGEST, POOLED
 from detector.errors import UserError
 from detector.files import replaced_folder, write_json
 from detector.params import Params
 from detector.paths import existing_path
+from detector.prepare.archives import without_suffix
 from detector.prepare.face_crops import face_crops
 from detector.prepare.ingest import ingest_test_set
 from detector.prepare.sources import open_test_set
 
 KEY = "evaluate.extra_sets"
-LONGEST = 60  # characters of a name that becomes part of file names
 
 
 def write_extra_sets(params: Params, prepared: Path, folder: Path) -> dict[str, dict[str, object]]:
     """Write each of `evaluate.extra_sets` into a folder of its own below `folder`, which is replaced, and sets.json.
 
     Args:
-        prepared: the data that the model was made and tested with; what stands there, too, is no test of transfer.
+        prepared: the data that the model was made and tested with; its images are no test on other data.
 
     Returns:
         By the set's name: how many images were excluded, seen in training, seen in a test split;
         whether the search for these was complete; the set's digest.
 
     Raises:
-        UserError: one of them is not there, holds no image to score, or two would bear one name.
+        UserError: one of them is not there, holds no image to score, or two would have the same name.
     """
     places = [existing_path(KEY, value) for value in params.evaluate.extra_sets]
     if len(set(places)) < len(places):
@@ -47,18 +47,13 @@ def write_extra_sets(params: Params, prepared: Path, folder: Path) -> dict[str, 
                 source, part / name, name, params.data.max_side, prepared, params.data.duplicates
             )
             if not summaries[name]["search_complete"]:
-                print(
-                    f"WARNING: {name}: so many images are alike that only the nearest of each were compared: some that "
-                    "were trained on may remain",
-                    file=sys.stderr,
-                )
+                why = "so many images are alike that only the nearest of each were compared"
+                print(f"WARNING: {name}: {why}: some that were trained on may remain", file=sys.stderr)
         write_json(part / "sets.json", summaries)
+    facts = ("seen_in_training", "seen_in_test", "search_complete", "digest")
     return {
-        name: {
-            "excluded": found["excluded"]["images"],
-            **{fact: found[fact] for fact in ("seen_in_training", "seen_in_test", "search_complete", "digest")},
-        }
-        for name, found in summaries.items()
+        name: {"excluded": summary["excluded"]["images"], **{fact: summary[fact] for fact in facts}}
+        for name, summary in summaries.items()
     }
 
 
@@ -66,14 +61,13 @@ def set_names(places: Sequence[Path], taken: Collection[str]) -> list[str]:
     """A name for each place, good in a file's name: its own, with its folder's before it where that is taken.
 
     Raises:
-        UserError: two places would still bear one name.
+        UserError: two places would still have the same name.
     """
     names: list[str] = []
     for place in places:
-        own = place.name if place.is_dir() else re.sub(r"(\.tar)?\.\w+$", "", place.name)
+        own = Path(without_suffix(place)).name
         for parts in ([own], [place.parent.name, own], [place.parent.parent.name, place.parent.name, own]):
-            name = re.sub(r"[^\w.-]+", "_", "-".join(filter(None, parts))).strip("._-")
-            name = name[:LONGEST]
+            name = re.sub(r"[^\w.-]+", "_", "-".join(filter(None, parts))).strip("._-")[:LONGEST]
             if name and name.lower() not in {other.lower() for other in [*names, *taken, "sets.json", POOLED]}:
                 names.append(name)
                 break

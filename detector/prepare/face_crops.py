@@ -1,4 +1,4 @@
-"""Photographs become face crops on their way into the pipeline: `data.face_crop` is crop."""
+"""Photographs are cropped to their largest face when they are read: `data.face_crop` is largest."""
 
 import io
 from collections.abc import Collection, Iterator
@@ -10,7 +10,7 @@ from PIL import Image
 from detector.data.loader import map_ahead
 from detector.images import BrokenImage, decode
 from detector.models.faces import FaceFinder, crop
-from detector.prepare.archives import Store
+from detector.prepare.archives import Content, Store
 from detector.prepare.sources import Source
 
 
@@ -28,18 +28,18 @@ class _Crops:
         self.files, self.ignored = store.files, store.ignored
         self._store, self._finder = store, finder
 
-    def read(self, paths: Collection[str]) -> Iterator[tuple[str, bytes | OSError]]:
+    def read(self, paths: Collection[str]) -> Iterator[tuple[str, Content]]:
         return map_ahead(partial(_largest_face, self._finder), self._store.read(paths))
 
 
-def _largest_face(finder: FaceFinder, file: tuple[str, bytes | OSError]) -> tuple[str, bytes | OSError]:
+def _largest_face(finder: FaceFinder, file: tuple[str, Content]) -> tuple[str, Content]:
     path, data = file
     if isinstance(data, OSError):
         return file
     try:
         image = decode(data)
     except BrokenImage:
-        return file  # the audit says what is wrong with it
+        return file  # the audit reports it
     if not (faces := finder.find(image)):
         return path, NoFace("no face found")
     png = io.BytesIO()

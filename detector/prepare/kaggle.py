@@ -1,4 +1,4 @@
-"""Kaggle's data sets."""
+"""Data sets are downloaded from Kaggle."""
 
 import contextlib
 import io
@@ -7,11 +7,11 @@ from pathlib import Path
 from detector.errors import UserError
 
 
-def _download(dataset: str) -> Path:
+def download(dataset: str) -> Path:
     """The local folder of the Kaggle data set `dataset` (owner/name), downloaded unless it is there already.
 
     Raises:
-        UserError: whatever keeps it from being had.
+        UserError: it cannot be downloaded, for whatever reason.
     """
     try:
         # Its log goes to standard output and is dropped; the progress bar goes to standard error and stays.
@@ -21,12 +21,12 @@ def _download(dataset: str) -> Path:
             return Path(kagglehub.dataset_download(dataset))
     except Exception as error:  # of requests, of kagglehub and its SDK, of zipfile, of a full disk
         raise UserError(
-            f"data.kaggle: could not download {dataset}: {_why(error)}; or download the archive by hand from "
+            f"data.kaggle: could not download {dataset}: {_reason(error)}; or download the archive by hand from "
             f"https://www.kaggle.com/datasets/{dataset} and set data.source=folder data.path=archive.zip"
         ) from None
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     bases = {base.__name__ for base in type(error).__mro__}
     if status == 404:

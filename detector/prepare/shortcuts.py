@@ -1,8 +1,8 @@
-"""Shortcuts: does something trivial about the files give the class away?
+"""Shortcuts: does a trivial property of the files tell fake from real?
 
-A small classifier sees one trivial property of the images and nothing else. Where it tells fake from real, a
-detector can score well for the wrong reason, or learn something that holds in one split and in no other
-(Geirhos et al., "Shortcut learning in deep neural networks", Nature Machine Intelligence 2, 2020).
+A small classifier sees one trivial property of the images and nothing else. Where it tells fake from real, a detector
+can score well for the wrong reason, or learn something that is true of one split alone (Geirhos et al.,
+"Shortcut learning in deep neural networks", Nature Machine Intelligence 2, 2020).
 """
 
 import io
@@ -15,12 +15,7 @@ from PIL import Image, JpegImagePlugin
 from detector.images import FORMATS
 
 FEATURES = np.dtype(
-    [
-        ("file_size", "u4", (1,)),
-        ("dimensions", "u2", (2,)),
-        ("encoding", "u2", (135,)),
-        ("thumbnail", "u1", (768,)),
-    ]
+    [("file_size", "u4", (1,)), ("dimensions", "u2", (2,)), ("encoding", "u2", (135,)), ("thumbnail", "u1", (768,))]
 )
 NAMES = {
     "file_size": "The size of the file",
@@ -32,9 +27,9 @@ NAMES = {
 MAX_ROWS = 20_000  # images of a split; the standard error of an AUC of .5 is then .004
 MAX_ROWS_WITHIN = 5_000  # for cross-validation, which trains five times; .008
 FOLDS = 5
-# Below .6 the best accuracy on balanced classes stays near 57 %: too little to carry a score. Four standard
-# errors, because an audit looks at dozens of AUCs, and cross-validation scatters more than the formula says:
-# at three, one audit in ten of features drawn at random gave a warning.
+# Below .6 the best accuracy on balanced classes is about 57 %: too little to explain a score. Four standard errors,
+# because an audit looks at dozens of AUCs, and cross-validation varies more than the formula says: with three, one
+# audit in ten of features drawn at random gave a warning.
 MIN_AUC = 0.6
 STANDARD_ERRORS = 4.0
 
@@ -42,10 +37,10 @@ AUCs = Mapping[str, Mapping[str, float | None]]
 
 
 def trivial_features(data: bytes, image: np.ndarray) -> np.ndarray:
-    """Return what can be known of an image without looking at the face: 1,046 bytes of plain numbers.
+    """Return the trivial properties of an image, 1,046 bytes of plain numbers.
 
     Args:
-        data: the image file as it came, in one of `decode.FORMATS`; only its header is read.
+        data: the image file as it came, in one of `images.FORMATS`; only its header is read.
         image: (H, W, 3) uint8 RGB, its pixels.
 
     Returns:
@@ -71,52 +66,41 @@ def shortcut_audit(
     labels: Sequence[int],
     splits: Sequence[str],
     rng: np.random.Generator,
-    groups: Sequence[Hashable] | None = None,
+    groups: Sequence[Hashable],
 ) -> dict:
     """Measure how well each trivial feature alone tells fake from real, in two ways.
 
-    From train: trained on the train split, measured on every other one. Can a detector trained here score
-    there without looking at a face? An AUC below .5 is no shortcut: what train teaches misleads there.
-    Within: five-fold cross-validation inside each split. Do its fakes differ from its real images in this, in
-    whatever way?
+    From train: a classifier is trained on the train split and measured on every other one. It says whether a detector
+    trained here can score there without looking at a face. An AUC below .5 is no shortcut: what holds in train
+    misleads there. Within: five-fold cross-validation inside each split. It says whether the fakes of the split differ
+    from its real images in this feature.
 
     Args:
         features: (n,) of dtype `FEATURES`.
         labels: (n,) 0 real, 1 fake.
         splits: (n,) names; the one to train on is "train".
         rng: draws `MAX_ROWS` images of a larger split, and the folds.
-        groups: (n,) images of one group share a source and stay in one fold; a missing one (None, "" or NaN)
-            is a source of its own.
+        groups: (n,) images of one group share a source and stay in one fold.
 
     Returns:
-        JSON-ready, in seconds whatever n: "from_train" and "within" {feature: {split: AUC}}, None where
-        images of a class are too few; "images" {split: number used}; "warnings", one sentence for each
-        feature and reason to worry.
+        JSON-ready, in seconds whatever n: "from_train" and "within" {feature: {split: AUC}}, None where images of a
+        class are too few; "images" {split: number used}; "warnings", one sentence for each feature and reason to worry.
     """
     labels, splits = np.asarray(labels), np.asarray(splits, dtype=str)
-    codes = _group_codes(groups, len(labels))
+    number: dict[Hashable, int] = {}
+    codes = np.array([number.setdefault(group, len(number)) for group in groups])
     names = sorted(set(splits.tolist()), key=lambda name: (name != "train", name != "validation", name))
     rows = {name: _sample(np.flatnonzero(splits == name), MAX_ROWS, rng) for name in names}
     few = {name: _sample(rows[name], MAX_ROWS_WITHIN, rng) for name in names}
     folds = {name: _folds(labels[part], codes[part], rng) for name, part in few.items()}
-
-    from_train: dict[str, dict[str, float | None]] = {}
-    within: dict[str, dict[str, float | None]] = {}
-    for feature in FEATURES.names:
-        model = _classifier(feature)
-        train = rows.get("train", np.empty(0, int))
-        able = len(np.unique(labels[train])) == 2
-        if able:
-            model.fit(_inputs(features, feature, train), labels[train])
-        from_train[feature] = {
-            name: _auc(model, _inputs(features, feature, rows[name]), labels[rows[name]]) if able else None
-            for name in names
-            if name != "train"
-        }
-        within[feature] = {
+    from_train = {feature: _from_train(feature, features, labels, rows) for feature in FEATURES.names}
+    within = {
+        feature: {
             name: _cross_validate(feature, _inputs(features, feature, part), labels[part], folds[name])
             for name, part in few.items()
         }
+        for feature in FEATURES.names
+    }
     chance = {name: _best_of_chance(labels[part], codes[part]) for name, part in few.items()}
     images = {name: {label: features[part[labels[part] == label]] for label in (0, 1)} for name, part in rows.items()}
     return {
@@ -125,6 +109,18 @@ def shortcut_audit(
         "images": {name: len(part) for name, part in rows.items()},
         "warnings": _warnings(from_train, within, chance, images),
     }
+
+
+def _from_train(
+    feature: str, features: np.ndarray, labels: np.ndarray, rows: Mapping[str, np.ndarray]
+) -> dict[str, float | None]:
+    """The AUC in every other split of a classifier trained on train."""
+    others = {name: part for name, part in rows.items() if name != "train"}
+    train = rows.get("train", np.empty(0, int))
+    if len(np.unique(labels[train])) < 2:
+        return dict.fromkeys(others)
+    model = _classifier(feature).fit(_inputs(features, feature, train), labels[train])
+    return {name: _auc(model, _inputs(features, feature, part), labels[part]) for name, part in others.items()}
 
 
 def null_standard_error(n_real: int, n_fake: int) -> float:
@@ -196,43 +192,36 @@ def _cross_validate(feature: str, x: np.ndarray, y: np.ndarray, folds: Sequence)
 
 
 def _best_of_chance(labels: np.ndarray, codes: np.ndarray) -> float:
-    """Return the AUC that chance does not reach; images of one group count as one, for they are alike."""
+    """Return the AUC that chance does not reach; images of one group count as one, because they are alike."""
     real, fake = (len(np.unique(codes[labels == label])) for label in (0, 1))
     return 0.5 + STANDARD_ERRORS * null_standard_error(real, fake) if real and fake else 1.0
 
 
 def _warnings(
-    from_train: AUCs,
-    within: AUCs,
-    chance: Mapping[str, float],
-    images: Mapping[str, Mapping[int, np.ndarray]],
+    from_train: AUCs, within: AUCs, chance: Mapping[str, float], images: Mapping[str, Mapping[int, np.ndarray]]
 ) -> list[str]:
     def matters(split: str, auc: float | None) -> bool:
         return auc is not None and auc > max(chance[split], MIN_AUC)
 
     sentences = []
     for feature, name in NAMES.items():
-        # What cannot be told within train cannot be learnt there: where it still agrees is luck.
+        # What does not tell the classes apart within train cannot be learnt there.
         train = within[feature].get("train")
         learnt = train is not None and train > chance["train"]
         carried = {split: auc for split, auc in from_train[feature].items() if learnt and matters(split, auc)}
         inside = {split: auc for split, auc in within[feature].items() if split not in carried and matters(split, auc)}
         taught = {split: inside.pop(split) for split in ("train",) if split in inside}
-        for aucs, told, why in (
+        for aucs, verb, why in (
             (taught, "alone tells fake from real within", "a detector may learn it in place of faces"),
-            (
-                carried,
-                "alone, learnt on train, tells fake from real in",
-                "a score there need not come from faces",
-            ),
+            (carried, "alone, learnt on train, tells fake from real in", "a score there need not come from faces"),
             (inside, "alone tells fake from real within", "they differ there in more than faces"),
         ):
             if aucs:
-                places = [
+                places = ", ".join(
                     f"{split} (AUC {auc:.2f}, chance 0.50{_medians(feature, images[split])})"
                     for split, auc in aucs.items()
-                ]
-                sentences.append(f"{name} {told} {', '.join(places)}: {why}.")
+                )
+                sentences.append(f"{name} {verb} {places}: {why}.")
     return sentences
 
 
@@ -243,18 +232,6 @@ def _medians(feature: str, images: Mapping[int, np.ndarray]) -> str:
     if feature == "file_size":
         return f"; median fake {fake[0] / 1000:.1f} kB, real {real[0] / 1000:.1f} kB"
     return f"; median fake {fake[0]:.0f} x {fake[1]:.0f}, real {real[0]:.0f} x {real[1]:.0f} pixels"
-
-
-def _group_codes(groups: Sequence[Hashable] | None, n: int) -> np.ndarray:
-    if groups is None:
-        return np.arange(n)
-    codes: dict[Hashable, int] = {}
-    return np.array(
-        [
-            codes.setdefault(("missing", i) if group in (None, "") or group != group else group, len(codes))
-            for i, group in enumerate(groups)
-        ]
-    )
 
 
 def _sample(rows: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:

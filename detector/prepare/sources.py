@@ -1,4 +1,4 @@
-"""Where the bytes come from: a folder, an archive read in place, or a Kaggle data set."""
+"""Where the images come from: a folder, an archive read in place, or a Kaggle data set."""
 
 import re
 from collections import Counter
@@ -9,27 +9,29 @@ from pathlib import Path
 from detector.errors import UserError
 from detector.params import DataParams
 from detector.paths import existing_path
-from detector.prepare.archives import TAR_SUFFIXES, Folder, Several, Store, open_store, reason_to_ignore
-from detector.prepare.kaggle import _download
-from detector.prepare.splits import Catalog, Entry, Manifest, catalog, catalog_test_set, clean_path, parse_manifest
+from detector.prepare.archives import Content, Folder, Several, Store, open_store, reason_to_ignore, without_suffix
+from detector.prepare.kaggle import download
+from detector.prepare.manifest import Manifest, parse_manifest
+from detector.prepare.names import clean_path
+from detector.prepare.splits import Catalog, Entry, catalog, catalog_test_set
 
 MANIFEST = "manifest.csv"
 
 
 @dataclass(frozen=True)
 class Source:
-    """Images with their splits, classes and groups; nothing of them is read before `read`."""
+    """Images with their splits, classes and groups; none is read before `read`."""
 
-    name: str  # a short description, for people
+    name: str  # a short description
     entries: list[Entry]  # sorted by path
-    classes: list[str]  # the real class, then the other
-    ignored: dict[str, int]  # what was left out, by reason
+    classes: list[str]  # the real class, then the others
+    ignored: dict[str, int]  # number of files left out, by reason
     ungrouped: int  # entries that no manifest puts in a group
     store: Store = field(repr=False)
     key: str = "data.path"  # the parameter that names it, for messages
 
-    def read(self, paths: Collection[str] | None = None) -> Iterator[tuple[Entry, bytes | OSError]]:
-        """Every entry, or those at `paths`, once, in the cheapest order, with its bytes or what kept them from us."""
+    def read(self, paths: Collection[str] | None = None) -> Iterator[tuple[Entry, Content]]:
+        """Every entry, or those at `paths`, once, in the order that is fastest to read, with its content."""
         entries = {entry.path: entry for entry in self.entries if paths is None or entry.path in paths}
         for path, data in self.store.read(entries):
             yield entries[path], data
@@ -43,45 +45,41 @@ def open_source(params: DataParams, seed: int) -> Source:
         seed: of the splits that have to be drawn.
 
     Raises:
-        UserError: they cannot be had, or are no two classes in three splits.
+        UserError: they cannot be read, or do not make two classes in three splits.
     """
     if params.source == "kaggle":
-        return open_folder(_download(params.kaggle), params, seed, name=f"Kaggle data set {params.kaggle}")
-    if params.source == "folder":
-        if isinstance(params.path, str):
-            return open_folder(existing_path("data.path", params.path), params, seed)
-        places = [existing_path("data.path", path) for path in params.path]
-        names = [clean_path(Path(_without_suffix(place)).name).replace("/", "_") for place in places]
-        # As MLflow has them, which takes few signs in a name.
-        told = Counter(re.sub(r"[^\w\-./ :]", "_", name) for name in names)
-        if twice := [name for name, count in told.items() if count > 1]:
-            raise UserError(
-                f"data.path: two of its places are called {twice[0]}; rename one, images are told apart by it"
-            )
-        sources = [_one_of_several(place, params, seed, name) for name, place in zip(names, places, strict=True)]
-        return _together(dict(zip(names, sources, strict=True)), params.real_class.strip().lower())
-    raise ValueError(f"data.source {params.source} has no place of its own: draw it, then open_folder")
-
-
-def _one_of_several(place: Path, params: DataParams, seed: int, name: str) -> Source:
-    try:
-        return open_folder(place, params, seed, within=f"{name}/")
-    except UserError as error:
-        raise UserError(f"{error} (in {place})") from None
+        return open_folder(download(params.kaggle), params, seed, name=f"Kaggle data set {params.kaggle}")
+    if params.source != "folder":
+        raise ValueError(f"data.source {params.source} has no place of its own: draw it, then open_folder")
+    if isinstance(params.path, str):
+        return open_folder(existing_path("data.path", params.path), params, seed)
+    places = [existing_path("data.path", path) for path in params.path]
+    names = [clean_path(Path(without_suffix(place)).name).replace("/", "_") for place in places]
+    # Compared as MLflow stores them, which allows few characters in a name.
+    logged = Counter(re.sub(r"[^\w\-./ :]", "_", name) for name in names)
+    if twice := [name for name, count in logged.items() if count > 1]:
+        raise UserError(f"data.path: two of its places are called {twice[0]}; rename one, images are told apart by it")
+    sources = {}
+    for name, place in zip(names, places, strict=True):
+        try:
+            sources[name] = open_folder(place, params, seed, within=f"{name}/")
+        except UserError as error:
+            raise UserError(f"{error} (in {place})") from None
+    return _together(sources, params.real_class.strip().lower())
 
 
 def open_folder(path: Path, params: DataParams, seed: int, name: str | None = None, within: str = "") -> Source:
-    """List the images of a folder or of a .zip, .tar, .tar.gz or .tgz archive; see `detector.prepare.splits`.
+    """List the images of a folder or an archive; see `detector.prepare.splits`.
 
     Args:
         path: the folder or archive.
-        params: the section `data`; `manifest` counts unless the source is "sample".
+        params: the section `data`; `manifest` is used unless the source is "sample".
         seed: of the splits that have to be drawn.
-        name: how to call it; the file's own name otherwise.
-        within: how the paths of its rows begin in a manifest that is named, and has rows of other places, too.
+        name: how to call the source; by default after the folder or archive.
+        within: the prefix of this folder's rows in `data.manifest`, where that has rows of other folders, too.
 
     Raises:
-        UserError: it cannot be read, or its images are no two classes in three splits.
+        UserError: it cannot be read, or its images do not make two classes in three splits.
     """
     key = {"folder": "data.path", "kaggle": "data.kaggle", "sample": "data.sample"}[params.source]
     store = open_store(path, key)
@@ -90,31 +88,8 @@ def open_folder(path: Path, params: DataParams, seed: int, name: str | None = No
     else:
         manifest, own = _own_manifest(store, "data.manifest")
     images, ignored = _images(store, own, path, key)
-    found = catalog(images, params, seed, root=_without_suffix(path), manifest=manifest, key=key)
-    return replace(_source(name or _name(store, path), store, found, ignored), key=key)
-
-
-def _together(sources: Mapping[str, Source], real: str) -> Source:
-    """Several data sets as one, each with its own splits; paths begin with its name, the attribute `source` has it.
-
-    A `source` that a set's own manifest names is its attribute `own_source`.
-    """
-    entries, ignored = [], Counter()
-    for name, source in sources.items():
-        ignored += Counter(source.ignored)
-        for entry in source.entries:
-            named = {"path": f"{name}/{entry.path}", "group": f"{name}/{entry.group}"}
-            own = {"own_source" if key == "source" else key: value for key, value in entry.attributes.items()}
-            entries.append(replace(entry, **named, attributes={**own, "source": name}))
-    kinds = {kind for source in sources.values() for kind in source.classes}
-    return Source(
-        f"{len(sources)} sources: {', '.join(sources)}",
-        sorted(entries, key=lambda entry: entry.path),
-        [real, *sorted(kinds - {real})],
-        dict(sorted(ignored.items())),
-        sum(source.ungrouped for source in sources.values()),
-        Several({name: source.store for name, source in sources.items()}),
-    )
+    listed = catalog(images, params, seed, root=without_suffix(path), manifest=manifest, key=key)
+    return _source(name or _name(store, path), store, listed, ignored, key)
 
 
 def open_test_set(path: Path, real_class: str, key: str) -> Source:
@@ -131,13 +106,37 @@ def open_test_set(path: Path, real_class: str, key: str) -> Source:
     store = open_store(path, key)
     manifest, own = _own_manifest(store, key)
     images, ignored = _images(store, own, path, key)
-    found = catalog_test_set(images, real_class, root=_without_suffix(path), manifest=manifest, key=key)
-    return _source(_name(store, path), store, found, ignored)
+    listed = catalog_test_set(images, real_class, root=without_suffix(path), manifest=manifest, key=key)
+    return _source(_name(store, path), store, listed, ignored, key)
 
 
-def _source(name: str, store: Store, found: Catalog, ignored: Counter[str]) -> Source:
-    left_out = dict(sorted((+(ignored + found.ignored)).items()))
-    return Source(name, found.entries, found.classes, left_out, found.ungrouped, store)
+def _together(sources: Mapping[str, Source], real: str) -> Source:
+    """Several data sets as one, each with its own splits.
+
+    Paths and groups begin with the name of their set, which is also the attribute `source`. If a set's own manifest has
+    a column `source`, that becomes the attribute `own_source`.
+    """
+    entries = []
+    for name, source in sources.items():
+        for entry in source.entries:
+            own = {"own_source" if key == "source" else key: value for key, value in entry.attributes.items()}
+            path, group = f"{name}/{entry.path}", f"{name}/{entry.group}"
+            entries.append(replace(entry, path=path, group=group, attributes={**own, "source": name}))
+    kinds = {kind for source in sources.values() for kind in source.classes}
+    ignored = sum((Counter(source.ignored) for source in sources.values()), Counter())
+    return Source(
+        name=f"{len(sources)} sources: {', '.join(sources)}",
+        entries=sorted(entries, key=lambda entry: entry.path),
+        classes=[real, *sorted(kinds - {real})],
+        ignored=dict(sorted(ignored.items())),
+        ungrouped=sum(source.ungrouped for source in sources.values()),
+        store=Several({name: source.store for name, source in sources.items()}),
+    )
+
+
+def _source(name: str, store: Store, listed: Catalog, ignored: Counter[str], key: str) -> Source:
+    left_out = dict(sorted((+(ignored + listed.ignored)).items()))
+    return Source(name, listed.entries, listed.classes, left_out, listed.ungrouped, store, key)
 
 
 def _name(store: Store, path: Path) -> str:
@@ -183,11 +182,3 @@ def _own_manifest(store: Store, key: str) -> tuple[Manifest | None, str | None]:
                 raise UserError(f"{key}: cannot read {path} in the data: {data}; mend or remove it")
             return parse_manifest(data, f"{path} in the data", key), path
     return None, None
-
-
-def _without_suffix(path: Path) -> str:
-    name = path.as_posix()
-    for suffix in (".zip", *TAR_SUFFIXES):
-        if not path.is_dir() and name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name

@@ -4,19 +4,20 @@ Each function takes plain data and returns a `matplotlib.figure.Figure`; `save` 
 here touches pyplot, so figures need no display and are freed when dropped. Data that leave something
 undefined (one epoch, one class, no image, None) give a picture that says so, never an error.
 
-Images are uint8 arrays (H, W, 3), RGB, of any size; labels are 0 = real and 1 = fake; scores are P(fake) in
-0..1, and an image is called fake when its score is at least the threshold. Labels and scores that are not so
-raise `UserError`, as in `detector.metrics`, whose rows and bands are drawn as they come.
+Nothing here computes a statistic: figures, curves and bands come from the files that the stages wrote and are drawn as
+they are. Images are uint8 arrays (H, W, 3), RGB, of any size; labels are 0 = real and 1 = fake; scores are P(fake) in
+0..1, and an image is called fake when its score is at least the threshold.
 
 Colours are told apart with the common colour-vision deficiencies (Okabe & Ito, Color Universal Design, 2008;
 Tol, Colour Schemes, SRON/EPS/TN/09-002, 2021), and nothing is said by colour alone.
 """
 
 import math
+import textwrap
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,9 +33,23 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.transforms import Bbox
 
-from detector import metrics
-from detector.evaluation import curves as curve_data
+from detector.metrics import METRICS, of_kind
+from detector.reporting.numbers import (
+    DASH,
+    between,
+    count,
+    decimal,
+    finite,
+    form_of,
+    integer,
+    ordinal,
+    percent,
+    scientific,
+    score,
+    thousands,
+)
 
 REAL, FAKE = "#0072B2", "#D55E00"
 TRAIN, VALIDATION = "#8A929C", "#5B2A86"
@@ -92,17 +107,16 @@ def save(figure: Figure, path: Path | str) -> None:
 
 
 @_styled
-def accuracy_curve(history: Iterable[Mapping]) -> Figure:
+def accuracy_curve(history: Iterable[Mapping], best: Mapping | None = None) -> Figure:
     """Train and validation accuracy over the epochs, the kept epoch marked.
 
     Args:
         history: rows, or a pandas DataFrame, of epoch (from 1), loss, accuracy, val_loss, val_accuracy,
-            val_auc and learning_rate. What is missing, None or not finite is left out of the lines. The best
-            epoch is the one with the lowest val_loss.
+            val_auc and learning_rate. What is missing, None or not finite is left out of the lines.
+        best: the row of the epoch that was kept, the one with the lowest val_loss; None where there is none.
     """
     run = _columns(history)
-    best = _best_epoch(run)
-    figure = _page("Accuracy while training", _best_in_words(run, best, "val_accuracy"), 4.2)
+    figure = _page("Accuracy while training", _best_in_words(best, "val_accuracy"), 4.2)
     ax = figure.subplots()
     _train_and_validation(ax, run, "accuracy", best)
     shown = np.concatenate([run["accuracy"], run["val_accuracy"]])
@@ -114,15 +128,14 @@ def accuracy_curve(history: Iterable[Mapping]) -> Figure:
 
 
 @_styled
-def loss_curve(history: Iterable[Mapping]) -> Figure:
-    """Train and validation loss over the epochs, the learning rate below; `history` as in `accuracy_curve`.
+def loss_curve(history: Iterable[Mapping], best: Mapping | None = None) -> Figure:
+    """Train and validation loss over the epochs, the learning rate below; arguments as in `accuracy_curve`.
 
     The kept epoch is marked, and up to six drops of the learning rate. The loss axis is logarithmic where the
     losses span more than a factor of 30.
     """
     run = _columns(history)
-    best = _best_epoch(run)
-    figure = _page("Loss while training", _best_in_words(run, best, "val_loss"), 4.9)
+    figure = _page("Loss while training", _best_in_words(best, "val_loss"), 4.9)
     ax, rate = figure.subplots(2, sharex=True, height_ratios=[4, 1])
     _train_and_validation(ax, run, "loss", best)
     ax.set_ylabel("Cross-entropy, nats")
@@ -134,56 +147,62 @@ def loss_curve(history: Iterable[Mapping]) -> Figure:
         ax.yaxis.set_minor_formatter("")
     else:
         ax.set_ylim(0, losses.max() * 1.06 if len(losses) and losses.max() > 0 else 1)
+    if _learning_rate(rate, ax, run):
+        _legend_below(figure, ax)
+    return figure
 
+
+def _learning_rate(rate: Axes, loss: Axes, run: Mapping[str, np.ndarray]) -> bool:
+    """Draw the learning rate on `rate`; whether its drops are marked, there and on the axes of the loss."""
     epochs, rates = run["epoch"], run["learning_rate"]
     rate.set(xlabel="Epoch", ylabel="Learning\nrate")
     known = np.isfinite(rates) & (rates > 0)
     if not known.any():
         _say(rate, "not recorded")
-        return figure
+        return False
     rate.step(epochs[known], rates[known], where="mid", color=INK, marker="o", markersize=3, linewidth=1.5)
     rate.set_yscale("log")
     levels = np.unique(rates[known])
     rate.set_ylim(levels[0] / 2.5, levels[-1] * 2.5)
     rate.yaxis.set_major_locator(FixedLocator(levels if len(levels) <= 3 else levels[[0, -1]]))
     rate.yaxis.set_minor_locator(FixedLocator([]))
-    rate.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _scientific(value)))
+    rate.yaxis.set_major_formatter(FuncFormatter(lambda value, _: scientific(value)))
     drops = np.flatnonzero(rates[1:] < rates[:-1] * (1 - 1e-6)) + 1
     if len(drops) <= 6:  # more is a schedule, which the lower panel shows
         for i, at in enumerate((epochs[drops - 1] + epochs[drops]) / 2):
             look = {"color": MUTED, "linestyle": ":", "linewidth": 1.4, "zorder": 1}
-            ax.axvline(at, **look, label="_" if i else "learning rate lowered")
+            loss.axvline(at, **look, label="_" if i else "learning rate lowered")
             rate.axvline(at, **look)
-        _legend_below(figure, ax)
-    return figure
+        return bool(len(drops))
+    return False
 
 
 LOG = {  # what `training_log` shows of an epoch, and how
     "epoch": ("Epoch", lambda value: f"{value:g}"),
-    "loss": ("Loss", lambda value: _decimal(value, 4)),
-    "accuracy": ("Accuracy", lambda value: _percent(value)),
-    "val_loss": ("Validation\nloss", lambda value: _decimal(value, 4)),
-    "val_accuracy": ("Validation\naccuracy", lambda value: _percent(value)),
-    "learning_rate": ("Learning\nrate", lambda value: _scientific(value) if math.isfinite(value) else "–"),
+    "loss": ("Loss", lambda value: decimal(value, 4, DASH)),
+    "accuracy": ("Accuracy", lambda value: percent(value, DASH)),
+    "val_loss": ("Validation\nloss", lambda value: decimal(value, 4, DASH)),
+    "val_accuracy": ("Validation\naccuracy", lambda value: percent(value, DASH)),
+    "learning_rate": ("Learning\nrate", scientific),
 }
 LOG_COLUMN = 24  # epochs that stand in one column
 LOG_ROWS = 80  # epochs that are shown, in two columns
 
 
 @_styled
-def training_log(history: Iterable[Mapping]) -> Figure:
-    """The log of the training, a line an epoch, the kept epoch marked; `history` as in `accuracy_curve`.
+def training_log(history: Iterable[Mapping], best: Mapping | None = None) -> Figure:
+    """The log of the training, a line an epoch, the kept epoch marked; arguments as in `accuracy_curve`.
 
     More than `LOG_COLUMN` epochs stand in two columns; of more than `LOG_ROWS` every k-th from the first on is shown,
     with the best and the last, and the picture says so.
     """
     run = _columns(history)
-    best, epochs = _best_epoch(run), len(run["epoch"])
-    shown, step = _thinned_epochs(epochs, best)
-    said = _best_in_words(run, best, "val_loss").removesuffix(".") + "."
+    epochs, kept = len(run["epoch"]), _row_of(run, best)
+    shown, step = _thinned_epochs(epochs, kept)
+    said = _best_in_words(best, "val_loss").removesuffix(".") + "."
     if step > 1:
-        others = "the last" if best is None else "the best and the last"
-        said += f" Of {epochs:,} epochs every {_ordinal(step)} is shown, with {others}."
+        others = "the last" if kept is None else "the best and the last"
+        said += f" Of {epochs:,} epochs every {ordinal(step)} is shown, with {others}."
     blocks = 1 if len(shown) <= LOG_COLUMN else 2
     rows = -(-len(shown) // blocks)
     size, line = (11, 0.27) if blocks == 1 else (8.5, 0.205)
@@ -206,13 +225,13 @@ def training_log(history: Iterable[Mapping]) -> Figure:
         ax.hlines(top + 0.05, left, left + wide, color=LINE, linewidth=1)
         for i, row in enumerate(shown[block * rows : (block + 1) * rows]):
             y = top + 0.1 + (i + 0.5) * line
-            if row == best:
+            if row == kept:
                 ax.add_patch(Rectangle((left, y - line / 2), wide, line, color=_tint(VALIDATION, 0.16), linewidth=0))
                 ax.text(left + 0.05, y, "★", size=size, va="center_baseline", color=VALIDATION)
             for end, (name, (_, form)) in zip(ends, LOG.items(), strict=True):
                 ax.text(
                     left + end, y, form(run[name][row]), size=size, ha="right", va="center_baseline",
-                    weight="bold" if row == best else "normal",
+                    weight="bold" if row == kept else "normal",
                 )  # fmt: skip
     return figure
 
@@ -226,41 +245,37 @@ def _thinned_epochs(epochs: int, best: int | None) -> tuple[list[int], int]:
     return [], 1
 
 
-def _ordinal(n: int) -> str:
-    ending = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
-    return f"{n}{ending}"
-
-
 def _columns(history: Iterable[Mapping]) -> dict[str, np.ndarray]:
     """Float columns, NaN where a row has no finite value; without an epoch the rows count from 1."""
     rows = _records(history)
     names = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "val_auc", "learning_rate")
-    run = {name: np.array([_finite(row.get(name)) for row in rows], dtype=float) for name in names}
+    run = {name: np.array([finite(row.get(name)) for row in rows], dtype=float) for name in names}
     run["epoch"] = np.where(np.isnan(run["epoch"]), np.arange(1, len(rows) + 1), run["epoch"])
     return run
 
 
-def _best_epoch(run: dict[str, np.ndarray]) -> int | None:
-    """Index of the row with the lowest validation loss; None where no row has one."""
-    return None if np.isnan(run["val_loss"]).all() else int(np.nanargmin(run["val_loss"]))
+def _row_of(run: dict[str, np.ndarray], best: Mapping | None) -> int | None:
+    """Index of the best epoch in the history; None where it is not there."""
+    rows = np.flatnonzero(run["epoch"] == best["epoch"]) if best else ()
+    return int(rows[0]) if len(rows) else None
 
 
-def _best_in_words(run: dict[str, np.ndarray], best: int | None, first: str) -> str:
-    if best is None:
+def _best_in_words(best: Mapping | None, first: str) -> str:
+    if not best:
         return "No validation loss was recorded, so no epoch stands out."
-    said = {
-        "val_loss": f"loss {_decimal(run['val_loss'][best])}",
-        "val_accuracy": f"accuracy {_percent(run['val_accuracy'][best])}",
-        "val_auc": f"AUC {_decimal(run['val_auc'][best])}",
+    words = {
+        "val_loss": f"loss {decimal(best.get('val_loss'))}",
+        "val_accuracy": f"accuracy {percent(best.get('val_accuracy'))}",
+        "val_auc": f"AUC {decimal(best.get('val_auc'))}",
     }
-    order = sorted((name for name in said if not np.isnan(run[name][best])), key=lambda name: name != first)
-    return f"Best epoch {run['epoch'][best]:g} (lowest validation loss): on validation " + ", ".join(
-        said[name] for name in order
+    order = sorted((name for name in words if best.get(name) is not None), key=lambda name: name != first)
+    return f"Best epoch {best['epoch']:g} (lowest validation loss): on validation " + ", ".join(
+        words[name] for name in order
     )
 
 
-def _train_and_validation(ax: Axes, run: dict[str, np.ndarray], name: str, best: int | None) -> None:
-    epochs = run["epoch"]
+def _train_and_validation(ax: Axes, run: dict[str, np.ndarray], name: str, best: Mapping | None) -> None:
+    epochs, kept = run["epoch"], _row_of(run, best)
     if not len(epochs):
         _say(ax, "No epoch was trained")
         return
@@ -268,10 +283,10 @@ def _train_and_validation(ax: Axes, run: dict[str, np.ndarray], name: str, best:
     train, validation = run[name], run[f"val_{name}"]
     ax.plot(epochs, train, color=TRAIN, linestyle=(0, (5, 2)), marker=marker, markersize=4, label="train")
     ax.plot(epochs, validation, color=VALIDATION, marker=marker, markersize=4.5, label="validation")
-    if best is not None:
-        ax.axvline(epochs[best], color=VALIDATION, linewidth=1, alpha=0.5, zorder=1)
+    if kept is not None:
+        ax.axvline(epochs[kept], color=VALIDATION, linewidth=1, alpha=0.5, zorder=1)
         ax.plot(
-            epochs[best], validation[best], "o", markersize=11, markerfacecolor="white", markeredgewidth=2.4,
+            epochs[kept], validation[kept], "o", markersize=11, markerfacecolor="white", markeredgewidth=2.4,
             markeredgecolor=VALIDATION, zorder=5, label="best epoch",
         )  # fmt: skip
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -284,59 +299,50 @@ def _train_and_validation(ax: Axes, run: dict[str, np.ndarray], name: str, best:
 
 
 @_styled
-def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], title: str = "What was called what") -> Figure:
+def confusion_matrix(metrics: Mapping, title: str = "Confusion matrix") -> Figure:
     """Counts and shares of each true class by the class it was called.
 
     Args:
-        matrix: int (k, k), rows true, columns called.
-        classes: the k names, in the matrix's order.
+        metrics: of a test set, as in metrics/evaluate.json: confusion, confusion_shares, per_class, n and accuracy, of
+            more than two classes that in "classes".
     """
-    matrix = np.asarray(matrix)
+    counts, shares, n = metrics["confusion"], metrics["confusion_shares"], metrics["n"]
+    classes = list(counts)
     k = len(classes)
-    of_class = matrix.sum(axis=1)
-    total, hits = int(matrix.sum()), int(np.trace(matrix))
-    share = np.divide(matrix, of_class[:, None], out=np.zeros((k, k)), where=of_class[:, None] > 0)
-    said = "No image."
-    if total:
-        said = f"{hits:,} of {_count(total, 'image')} called right: {_percent(hits / total)}. "
-        said += "Shares are of the images of the true class." if k <= 9 else "The tint is the share of the true class."
-    figure = _page(title, said, 4.8 if k <= 3 else 5.5 if k <= 8 else 7.4)
+    words = "No image."
+    if n:
+        accuracy = metrics.get("classes", metrics)["accuracy"]
+        words = f"{percent(accuracy)} of {count(n, 'image')} called right. "
+        words += "Shares are of the images of the true class." if k <= 9 else "The tint is the share of the true class."
+    figure = _page(title, words, 4.8 if k <= 3 else 5.5 if k <= 8 else 7.4)
     ax = figure.subplots()
     # The root lets small shares of wrong calls be seen.
     colours = [
-        [_tint(RIGHT, 0.6 * share[i, j]) if i == j else _tint(WRONG, 0.6 * share[i, j] ** 0.5) for j in range(k)]
-        for i in range(k)
-    ]
+        [_tint(*(RIGHT, 0.6 * (share or 0)) if true == called else (WRONG, 0.6 * (share or 0) ** 0.5))
+         for called, share in row.items()]
+        for true, row in shares.items()
+    ]  # fmt: skip
     _table(ax, np.array(colours))
     roomy = k <= 9
     size = float(np.clip(56 / k, 10, 24)) if roomy else max(120 / k, 5)
-    for i, j in np.ndindex(k, k):
+    for (i, true), (j, called) in product(enumerate(classes), enumerate(classes)):
         look = {"ha": "center", "textcoords": "offset points", "color": _ink(colours[i][j])}
         place = {"xytext": (0, 1), "va": "bottom"} if roomy else {"xytext": (0, 0), "va": "center"}
-        ax.annotate(f"{matrix[i, j]:,}", (j, i), **place, size=size, weight="bold", **look)
+        ax.annotate(f"{counts[true][called]:,}", (j, i), **place, size=size, weight="bold", **look)
         if roomy:
-            percent = _percent(share[i, j] if of_class[i] else None)
-            ax.annotate(percent, (j, i), (0, -4), va="top", size=max(size * 0.55, 8), **look)
+            words = percent(shares[true][called], DASH)
+            ax.annotate(words, (j, i), (0, -4), va="top", size=max(size * 0.55, 8), **look)
     names = [_fit(name, 1.6, 11) for name in classes]
-    slant = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if k > 4 else {}
-    ax.set_xticks(range(k), names, **slant)
-    sizes = [_count(int(n), "image") for n in of_class]
-    between = "\n" if roomy else ", "
-    ax.set_yticks(range(k), [f"{name}{between}{n}" for name, n in zip(names, sizes, strict=True)])
+    ax.set_xticks(range(k), names, **({"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if k > 4 else {}))
+    sizes = [count(metrics["per_class"][name]["support"], "image") for name in classes]
+    apart = "\n" if roomy else ", "
+    ax.set_yticks(range(k), [f"{name}{apart}{size}" for name, size in zip(names, sizes, strict=True)])
     ax.set_xlabel("Called", weight="bold")
     ax.set_ylabel("True", weight="bold")
     return figure
 
 
-OVERALL = {  # what `classification_report` shows of a set of images, in this order
-    "accuracy": "Accuracy",
-    "balanced_accuracy": "Balanced\naccuracy",
-    "false_positive_rate": "Real images\ncalled fake",
-    "false_negative_rate": "Fake images\nmissed",
-    "auc": "AUC",
-    "ece": "Calibration\nerror",
-    "loss": "Loss",
-}
+OVERALL = (*(metric.name for metric in of_kind("threshold")), "auc", "ece", "loss")  # in `classification_report`
 
 
 @_styled
@@ -354,9 +360,9 @@ def classification_report(
         intervals: metric -> {"low", "high"}, as `bootstrap.bootstrap`; written under the figure they belong to.
     """
     names = list(per_class)
-    rates = [[_finite(row.get(key)) for key in ("precision", "recall", "f1")] for row in per_class.values()]
+    rates = [[finite(row.get(key)) for key in ("precision", "recall", "f1")] for row in per_class.values()]
     n = overall.get("n")
-    figure = _page(title, _count(n, "image") if n is not None else "", 2.6 + 0.62 * len(names))
+    figure = _page(title, count(n, "image") if n is not None else "", 2.6 + 0.62 * len(names))
     ax, foot = figure.subplots(2, height_ratios=[0.9 + 0.62 * len(names), 1.5])
 
     white = (1.0, 1.0, 1.0)
@@ -365,7 +371,7 @@ def classification_report(
     ]
     _table(ax, np.reshape(colours, (len(names), 4, 3)), aspect="auto")
     for i, row in enumerate(per_class.values()):
-        words = [*map(_percent, rates[i]), _integer(row.get("support"))]
+        words = [*(percent(rate, DASH) for rate in rates[i]), integer(row.get("support"))]
         for j, (word, colour) in enumerate(zip(words, colours[i], strict=True)):
             ax.text(j, i, word, ha="center", va="center", size=14, color=_ink(colour))
     ax.set_yticks(range(len(names)), [_fit(name, 1.6, 12) for name in names], size=12)
@@ -381,47 +387,48 @@ def classification_report(
         ax.annotate(head, (j, 1), (0, 31), size=12, weight="bold", va="bottom", **look)
         ax.annotate(note, (j, 1), (0, 29), size=8.5, color=MUTED, va="top", **look)
 
+    _overall_figures(foot, overall, intervals or {})
+    return figure
+
+
+def _overall_figures(foot: Axes, overall: Mapping, intervals: Mapping) -> None:
     foot.set_axis_off()
     shown = [key for key in OVERALL if key in overall]
     foot.set(xlim=(0, max(len(shown), 5)), ylim=(0, 1))
     for i, key in enumerate(shown):
-        form = _decimal if key in ("auc", "ece", "loss") else _percent
-        foot.text(i + 0.5, 0.72, form(overall[key]), ha="center", va="center", size=15, weight="bold")
-        foot.text(i + 0.5, 0.5, OVERALL[key], ha="center", va="top", size=9, color=MUTED, linespacing=1.1)
-        interval = (intervals or {}).get(key)
+        form, interval = form_of(key), intervals.get(key)
+        words = form(overall[key], undefined=DASH)
+        foot.text(i + 0.5, 0.72, words, ha="center", va="center", size=15, weight="bold")
+        heading = textwrap.fill(METRICS[key].heading, 13)
+        foot.text(i + 0.5, 0.5, heading, ha="center", va="top", size=9, color=MUTED, linespacing=1.1)
         if interval:
-            ends = " to ".join(form(interval[end]).removesuffix(" %") for end in ("low", "high"))
+            ends = between(interval["low"], interval["high"], form).removesuffix(" %")
             foot.text(i + 0.5, 0.02, ends, ha="center", va="bottom", size=9, color=MUTED)
-    if any((intervals or {}).get(key) for key in shown):
+    if any(intervals.get(key) for key in shown):
         foot.text(0, -0.16, "Last line: 95 % interval", size=9, color=MUTED, va="top")
-    return figure
 
 
-Curves = Mapping[str, tuple[np.ndarray, np.ndarray]]
-Bands = Mapping[str, Mapping[str, np.ndarray] | None]
+Curves = Mapping[str, Mapping[str, np.ndarray]]  # test set -> columns of its rows in metrics/curves.csv
 
 
 @_styled
-def roc(curves: Curves, threshold: float | None = None, bands: Bands | None = None) -> Figure:
+def roc(sets: Mapping[str, Mapping], curves: Curves, bands: Curves) -> Figure:
     """ROC curve of every test set.
 
     Args:
-        curves: test set -> (labels int (n,), p_fake float (n,)).
-        threshold: marks on every curve what it gives.
-        bands: test set -> {"grid", "low", "high"}, as `curve_data.roc_band`.
+        sets: test set -> its metrics as in metrics/evaluate.json; what the threshold gives is marked.
+        curves: x false and y true positive rates; of no set with images of one class only.
+        bands: x, and low and high of y; of some sets or none.
     """
 
-    def draw(ax: Axes, labels: np.ndarray, p_fake: np.ndarray, look: dict) -> _Drawn:
-        points = curve_data.roc_points(labels, p_fake)
-        ax.plot(points["fpr"], points["tpr"], **look)
-        found = metrics.score(labels, p_fake, 0.5 if threshold is None else threshold)
-        x, y = found["false_positive_rate"], 1 - found["false_negative_rate"]
-        return _Drawn(f"AUC {_decimal(found['auc'])}", (x, y), f"{_percent(y)} found, {_percent(x)} accused")
+    def describe(metrics: Mapping) -> _Described:
+        x, y = metrics["false_positive_rate"], 1 - metrics["false_negative_rate"]
+        return _Described(f"AUC {decimal(metrics['auc'])}", (x, y), f"{percent(y)} found, {percent(x)} accused")
 
     figure, ax = _curves(
         "Fakes found against real images accused",
         "ROC curve: the nearer to the upper left corner, the better; the diagonal is guessing.",
-        curves, threshold, bands, draw,
+        sets, curves, bands, describe,
     )  # fmt: skip
     ax.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=":")
     ax.set(xlabel="Real images called fake (false positive rate)")
@@ -430,33 +437,32 @@ def roc(curves: Curves, threshold: float | None = None, bands: Bands | None = No
 
 
 @_styled
-def precision_recall(curves: Curves, threshold: float | None = None, bands: Bands | None = None) -> Figure:
-    """Precision-recall curve of every test set; arguments as in `roc`, bands as `curve_data.pr_band`.
+def precision_recall(sets: Mapping[str, Mapping], curves: Curves, bands: Curves) -> Figure:
+    """Precision-recall curve of every test set: x recall, y precision; arguments as in `roc`.
 
     A dotted line is what calling every image fake would give: the share of fakes.
     """
 
-    def draw(ax: Axes, labels: np.ndarray, p_fake: np.ndarray, look: dict) -> _Drawn:
-        points = curve_data.pr_points(labels, p_fake)
-        ax.plot(points["recall"], points["precision"], drawstyle="steps-pre", **look)
-        ax.axhline(np.mean(labels), color=look["color"], linewidth=1, linestyle=":")
-        area = f"average precision {_decimal(metrics.score(labels, p_fake)['average_precision'])}"
-        called = np.asarray(p_fake) >= (0.5 if threshold is None else threshold)
-        if not called.any():
-            return _Drawn(area, None, "no image called fake")
-        x, y = called[np.asarray(labels) == 1].mean(), np.asarray(labels)[called].mean()
-        return _Drawn(area, (x, y), f"{_percent(x)} found, {_percent(y)} right")
+    def describe(metrics: Mapping) -> _Described:
+        area, precision = f"average precision {decimal(metrics['average_precision'])}", metrics["precision"]
+        if precision is None:
+            return _Described(area, None, "no image called fake")
+        recall = 1 - metrics["false_negative_rate"]
+        return _Described(area, (recall, precision), f"{percent(recall)} found, {percent(precision)} right")
 
     figure, ax = _curves(
         "How far to trust a call of fake",
         "Precision-recall curve: the nearer to the upper right corner, the better; dotted is guessing.",
-        curves, threshold, bands, draw,
+        sets, curves, bands, describe, drawstyle="steps-pre",
     )  # fmt: skip
+    for name, (colour, _) in zip(sets, cycle(TEST_SETS), strict=False):
+        if name in curves:
+            ax.axhline(sets[name]["share_fake"], color=colour, linewidth=1, linestyle=":")
     ax.set(xlabel="Fake images found (recall)", ylabel="Images called fake that are (precision)")
     return figure
 
 
-class _Drawn(NamedTuple):
+class _Described(NamedTuple):
     area: str
     point: tuple[float, float] | None  # at the threshold
     meaning: str  # of the point
@@ -465,39 +471,36 @@ class _Drawn(NamedTuple):
 def _curves(
     title: str,
     subtitle: str,
+    sets: Mapping[str, Mapping],
     curves: Curves,
-    threshold: float | None,
-    bands: Bands | None,
-    draw: Callable[[Axes, np.ndarray, np.ndarray, dict], _Drawn],
+    bands: Curves,
+    describe: Callable[[Mapping], _Described],
+    **line,
 ) -> tuple[Figure, Axes]:
-    """Every test set by `draw`, with its band and the point at the threshold; the legend on the right."""
-    figure = _page(title, subtitle, max(5.0, 0.6 * len(curves) + 0.9))
+    """Every test set's curve with its band and the point at the threshold; the legend on the right."""
+    figure = _page(title, subtitle, max(5.0, 0.6 * len(sets) + 0.9))
     ax = figure.subplots()
+    dot = {"marker": "o", "markersize": 9, "markeredgecolor": "white", "markeredgewidth": 1.2}
     handles, notes = [], []
-    for (name, (labels, p_fake)), (colour, dashes) in zip(curves.items(), cycle(TEST_SETS), strict=False):
+    for (name, metrics), (colour, dashes) in zip(sets.items(), cycle(TEST_SETS), strict=False):
         label = _fit(name, 2, 9.5)
-        if not len(labels) or np.min(labels) == np.max(labels):
-            label += "\nonly images of one class" if len(labels) else "\nno image"
-            handles.append(Line2D([], [], linestyle="none", label=label))
+        if name not in curves:
+            handles.append(Line2D([], [], linestyle="none", label=f"{label}\nonly images of one class"))
             continue
-        band = (bands or {}).get(name)
-        if band:
-            ax.fill_between(band["grid"], band["low"], band["high"], color=colour, alpha=0.16, linewidth=0)
-        drawn = draw(ax, labels, p_fake, {"color": colour, "linestyle": dashes, "zorder": 3})
-        label += f"\n{drawn.area}"
-        dot = {}
-        if threshold is not None:
-            label += f"\n{drawn.meaning}"
-            dot = {"marker": "o", "markersize": 9, "markeredgecolor": "white", "markeredgewidth": 1.2}
-            if drawn.point:
-                ax.plot(*drawn.point, color=colour, linestyle="none", zorder=5, clip_on=False, **dot)
+        if name in bands:
+            band = bands[name]
+            ax.fill_between(band["x"], band["low"], band["high"], color=colour, alpha=0.16, linewidth=0)
+            notes = ["Shaded: 95 % interval"]
+        ax.plot(curves[name]["x"], curves[name]["y"], color=colour, linestyle=dashes, zorder=3, **line)
+        described = describe(metrics)
+        if described.point:
+            ax.plot(*described.point, color=colour, linestyle="none", zorder=5, clip_on=False, **dot)
+        label += f"\n{described.area}\n{described.meaning}"
         handles.append(Line2D([], [], color=colour, linestyle=dashes, label=label, **dot))
-    if not handles:
+    if sets:
+        notes = [f"Dots: at the threshold {next(iter(sets.values()))['threshold']:.2f}", *notes]
+    else:
         _say(ax, "No test set")
-    if threshold is not None:
-        notes.append(f"Dots: at the threshold {threshold:.2f}")
-    if any((bands or {}).get(name) for name in curves):
-        notes.append("Shaded: 95 % interval")
     handles += [Line2D([], [], linestyle="none", label=note) for note in notes]
     ax.legend(
         handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1.01), borderaxespad=0, fontsize=9.5,
@@ -517,14 +520,16 @@ def _curves(
 @_styled
 def reliability(
     before: Sequence[Mapping],
-    after: Sequence[Mapping] | None = None,
+    after: Sequence[Mapping],
+    errors: tuple[float | None, float | None],
     title: str = "Does P(fake) mean what it says?",
 ) -> Figure:
-    """Reliability diagram before and, if given, after calibration; below it how many images each bin holds.
+    """Reliability diagram before and after calibration; below it how many images each bin holds.
 
     Args:
-        before, after: rows of low, high (the bin's edges), count, mean_score, observed, observed_low and
-            observed_high (the interval of observed), as `curve_data.reliability`; None where a bin is empty.
+        before, after: rows of metrics/bins.csv: start, end, count, mean_score, share_fake and its interval, low to
+            high; None or NaN where a bin is empty.
+        errors: the calibration error (ECE) before and after.
     """
     figure = _page(
         title,
@@ -533,11 +538,18 @@ def reliability(
     )
     ax, counts = figure.subplots(2, sharex=True, height_ratios=[4, 1.15])
     ax.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=":")
-    if after is not None:
-        _reliability(ax, counts, before, "before calibration", color=TRAIN, marker="s", linestyle="--")
-        _reliability(ax, counts, after, "after calibration", color=VALIDATION, marker="o", linestyle="-")
-    else:
-        _reliability(ax, counts, before, "observed", color=VALIDATION, marker="o", linestyle="-")
+    looks = ({"color": TRAIN, "linestyle": "--"}, "s"), ({"color": VALIDATION, "linestyle": "-"}, "o")
+    for name, rows, error, (look, marker) in zip(("before", "after"), (before, after), errors, looks, strict=True):
+        keys = ("mean_score", "share_fake", "low", "high")
+        full = [[finite(row[key]) for key in keys] for row in rows if row["count"]]
+        x, y, low, high = np.reshape(full, (-1, 4)).T
+        ax.errorbar(
+            x, y, yerr=np.clip([y - low, high - y], 0, None), markersize=6, linewidth=1.8, elinewidth=1.2,
+            capsize=3, label=f"{name} calibration, ECE {decimal(error, undefined=DASH)}", marker=marker, **look,
+        )  # fmt: skip
+        if rows:
+            edges = [*(row["start"] for row in rows), rows[-1]["end"]]
+            counts.stairs([row["count"] for row in rows], edges, linewidth=1.8, **look)
     ax.set(ylabel="Share that is fake", xlim=(-0.01, 1.01), ylim=(-0.02, 1.02))
     ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     counts.set(xlabel="P(fake)", ylabel="Images\n(log scale)")
@@ -546,55 +558,34 @@ def reliability(
     return figure
 
 
-def _reliability(ax: Axes, counts: Axes, rows: Sequence[Mapping], name: str, **look) -> None:
-    full = [row for row in rows if row["count"]]
-    keys = ("mean_score", "observed", "observed_low", "observed_high", "count")
-    x, y, low, high, n = np.array([[_finite(row[key]) for key in keys] for row in full]).reshape(-1, 5).T
-    ece = (n * np.abs(x - y)).sum() / n.sum() if len(n) else None
-    ax.errorbar(
-        x, y, yerr=np.clip([y - low, high - y], 0, None), markersize=6, linewidth=1.8, elinewidth=1.2,
-        capsize=3, label=f"{name}, ECE {_decimal(ece)}", **look,
-    )  # fmt: skip
-    if rows:
-        edges = [*(row["low"] for row in rows), rows[-1]["high"]]
-        look = {"color": look["color"], "linestyle": look["linestyle"]}
-        counts.stairs([row["count"] for row in rows], edges, linewidth=1.8, **look)
-
-
 @_styled
 def score_histogram(
-    labels: np.ndarray,
-    p_fake: np.ndarray,
-    threshold: float = 0.5,
+    bins: Mapping[str, Mapping[str, np.ndarray]],
+    threshold: float,
     band: tuple[float, float] | None = None,
     title: str = "Scores of real and of fake images",
 ) -> Figure:
     """Histogram of P(fake) of either class, with the threshold and, if given, the unsure band.
 
     Args:
-        labels: int (n,). p_fake: float (n,).
+        bins: real_right, real_unsure, real_wrong, fake_right, fake_unsure, fake_wrong -> start, end and count (k,), as
+            in metrics/bins.csv.
         band: (low, high); an image with low <= P < high is not called, below it is real, from high on fake.
     """
-    labels, p_fake = metrics.checked(labels, p_fake) if len(labels) else (np.empty(0), np.empty(0))
     low, high = band or (threshold, threshold)
     figure = _page(title, "Shaded: unsure, left to a person." if band else "", 5.2)
     panels = figure.subplots(2, sharex=True, sharey=True)
-    edges = np.linspace(0, 1, 26)
-    for ax, label, name, colour in zip(panels, (0, 1), ("real", "fake"), (REAL, FAKE), strict=True):
-        scores = p_fake[labels == label]
-        called_real, called_fake = scores[scores < low], scores[scores >= high]
-        unsure = scores[(scores >= low) & (scores < high)]
-        right, wrong = (called_fake, called_real) if label else (called_real, called_fake)
-        bars = (right, _right_bar(colour)), (unsure, {"color": LINE}), (wrong, _wrong_bar(colour))
-        bottom = np.zeros(len(edges) - 1)
-        for part, look in bars:
-            height = np.histogram(part, edges)[0]
-            ax.bar(edges[:-1], height, width=0.037, bottom=bottom, align="edge", linewidth=0, **look)
-            bottom += height
-        said = f"{len(right):,} of {_count(len(scores), f'{name} image')} called {name}"
-        said += f", {len(unsure):,} unsure" if band else ""
-        said += f", {len(wrong):,} called {'real' if label else 'fake'}"
-        ax.set_title(said, loc="left", size=11.5, color=colour, weight="bold")
+    for ax, name, other, colour in zip(panels, ("real", "fake"), ("fake", "real"), (REAL, FAKE), strict=True):
+        looks = {"right": _right_bar(colour), "unsure": {"color": LINE}, "wrong": _wrong_bar(colour)}
+        bottom, total = 0, {}
+        for part, look in looks.items():
+            rows = bins[f"{name}_{part}"]
+            ax.bar(rows["start"], rows["count"], width=0.037, bottom=bottom, align="edge", linewidth=0, **look)
+            bottom, total[part] = bottom + rows["count"], int(np.sum(rows["count"]))
+        words = f"{total['right']:,} of {count(sum(total.values()), f'{name} image')} called {name}"
+        words += f", {total['unsure']:,} unsure" if band else ""
+        words += f", {total['wrong']:,} called {other}"
+        ax.set_title(words, loc="left", size=11.5, color=colour, weight="bold")
         ax.axvline(threshold, color=INK, linewidth=1.6, linestyle="--")
         if band:
             ax.axvspan(low, min(high, 1), **_unsure_span())
@@ -646,12 +637,12 @@ def risk_coverage(
     coverage, risk = coverage[known], risk[known]
     points, said = [], "No image"
     if len(risk):
-        points.append((coverage[-1], risk[-1], f"all called\n{_percent(risk[-1])} wrong"))
-        said = f"{_percent(risk[-1])} of the calls are wrong when every image is called"
-    if operating and operating[0] != 1 and not np.isnan([*map(_finite, operating)]).any():
+        points.append((coverage[-1], risk[-1], f"all called\n{percent(risk[-1])} wrong"))
+        said = f"{percent(risk[-1])} of the calls are wrong when every image is called"
+    if operating and operating[0] != 1 and not np.isnan([*map(finite, operating)]).any():
         share, wrong = operating
-        points.append((share, wrong, f"{_percent(share)} called\n{_percent(wrong)} wrong"))
-        said += f", {_percent(wrong)} of those outside the unsure band, {_percent(share)} of all"
+        points.append((share, wrong, f"{percent(share)} called\n{percent(wrong)} wrong"))
+        said += f", {percent(wrong)} of those outside the unsure band, {percent(share)} of all"
     figure = _page(title, f"{said}.", 4.4)
     ax = figure.subplots()
     ax.plot(coverage, risk, color=VALIDATION)
@@ -675,64 +666,69 @@ def risk_coverage(
 
 
 @_styled
-def robustness_ladder(rows: Iterable[Mapping], title: str = "What damage to the images costs") -> Figure:
+def robustness_ladder(
+    rows: Iterable[Mapping], means: Mapping, curves: Curves, title: str = "What corruptions of the images cost"
+) -> Figure:
     """AUC under every corruption and severity, in a table for each corruption set, and the mean of each as a curve.
 
     Args:
-        rows: dicts, or a pandas DataFrame, of name, family, corruption_set ("generic" or "matched"), severity (0 is
-            undamaged and need not be given for every corruption, then 1 to 5) and auc (0..1 or None).
+        rows: of metrics/stress.csv: name, family, corruption_set ("generic" or "matched"), severity (0 is without a
+            corruption, then 1 to 5), auc and mean_auc, that of the corruption over its severities (0..1 or None).
+        means: "undamaged", "generic" and "matched" -> auc, their means over everything.
+        curves: "generic" and "matched" -> x severity, y mean AUC.
     """
-    rows = [{**row, "value": _finite(row.get("auc"))} for row in _records(rows)]
-    undamaged = _mean([row["value"] for row in rows if row["severity"] == 0])
-    corruption_sets = {
-        corruption_set: _ladder([row for row in rows if row["corruption_set"] == corruption_set])
-        for corruption_set in ("generic", "matched")
-    }
-    means = [f"{corruption_set} {_decimal(_mean(cells))}" for corruption_set, (_, cells) in corruption_sets.items()]
-    said = f"AUC: {_decimal(undamaged)} undamaged, mean under damage {', '.join(means)}. Dark is guessing."
-    lines = [len(names) + 1 for names, _ in corruption_sets.values()]
+    corruption_sets = {name: _ladder(rows, name) for name in ("generic", "matched")}
+    averages = [f"{name} {decimal(means[name]['auc'], undefined=DASH)}" for name in corruption_sets]
+    words = f"AUC: {decimal(means['undamaged']['auc'], undefined=DASH)} without a corruption, "
+    words += f"mean under corruptions {', '.join(averages)}. Dark is guessing."
+    lines = [len(table) + 1 for table in corruption_sets.values()]
     heights = [max(lines[1] - lines[0] - 3, 10), lines[0]]
-    figure = _page(title, said, 0.27 * sum(heights) + 1.7)
+    figure = _page(title, words, 0.27 * sum(heights) + 1.7)
     grid = figure.add_gridspec(2, 2, height_ratios=heights)
     chart, *tables = (figure.add_subplot(spot) for spot in (grid[0, 0], grid[1, 0], grid[:, 1]))
 
     looks = (TRAIN, "-", "o"), (VALIDATION, "--", "s")
-    for (corruption_set, (_, cells)), (colour, dashes, marker) in zip(corruption_sets.items(), looks, strict=True):
-        curve = [undamaged, *map(_mean, cells.T)] if len(cells) else [math.nan] * 6
-        chart.plot(range(6), curve, color=colour, linestyle=dashes, marker=marker, label=corruption_set)
-    lowest = np.nanmin(np.array([line.get_ydata() for line in chart.lines]), initial=0.5)
-    chart.set(xlabel="Severity (0: undamaged)", ylabel="Mean AUC")
-    chart.set(xticks=range(6), ylim=(lowest - 0.02, 1.01))
+    lowest = 0.5
+    for ax, (name, table), (colour, dashes, marker) in zip(tables, corruption_sets.items(), looks, strict=True):
+        curve = curves.get(name, {"x": [], "y": []})
+        chart.plot(curve["x"], curve["y"], color=colour, linestyle=dashes, marker=marker, label=name)
+        lowest = np.nanmin(np.asarray(curve["y"], float), initial=lowest)
+        ax.set_title(f"{name.title()} corruptions", size=11.5, weight="bold")
+        _ladder_table(ax, table, [*_at_severities(curve), finite(means[name]["auc"])])
+    chart.set(xlabel="Severity (0: no corruption)", ylabel="Mean AUC")
+    chart.set(xticks=range(6), xlim=(-0.25, 5.25), ylim=(lowest - 0.02, 1.01))
     chart.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, borderaxespad=0.2)
-    for ax, (corruption_set, (names, cells)) in zip(tables, corruption_sets.items(), strict=True):
-        ax.set_title(f"{corruption_set.title()} corruptions", size=11.5, weight="bold")
-        _ladder_table(ax, names, cells)
     return figure
 
 
-def _ladder(rows: Sequence[Mapping]) -> tuple[list[tuple[str, str]], np.ndarray]:
-    """((family, name) of each corruption, by family) and float (n, 5), its values at 1..5, NaN for none."""
-    rows = [row for row in rows if row["severity"] > 0]
-    names = sorted({(row["family"], row["name"]) for row in rows})
-    cells = np.full((len(names), 5), np.nan)
-    for row in rows:
-        cells[names.index((row["family"], row["name"])), int(row["severity"]) - 1] = row["value"]
-    return names, cells
+def _ladder(rows: Iterable[Mapping], corruption_set: str) -> dict[tuple[str, str], list[float]]:
+    """(family, name) of each corruption of the set, by family -> its AUC at 1..5 and their mean, NaN for none."""
+    table: dict[tuple[str, str], list[float]] = {}
+    for row in _records(rows):
+        if row["corruption_set"] == corruption_set and row["severity"] > 0:
+            cells = table.setdefault((row["family"], row["name"]), [math.nan] * 5 + [finite(row["mean_auc"])])
+            cells[int(row["severity"]) - 1] = finite(row["auc"])
+    return dict(sorted(table.items()))
 
 
-def _ladder_table(ax: Axes, names: Sequence[tuple[str, str]], cells: np.ndarray) -> None:
+def _at_severities(curve: Mapping[str, Sequence[float]]) -> list[float]:
+    """The curve's y at the severities 1 to 5."""
+    known = dict(zip(curve["x"], curve["y"], strict=True))
+    return [finite(known.get(severity)) for severity in range(1, 6)]
+
+
+def _ladder_table(ax: Axes, table: Mapping[tuple[str, str], Sequence[float]], means: Sequence[float]) -> None:
     """Rows: corruptions and their mean; columns: severities 1 to 5 and their mean."""
-    if not names:
+    if not table:
         _say(ax, "none measured")
         return
-    whole = np.vstack([cells, [*map(_mean, cells.T)]])
-    whole = np.column_stack([whole, [*map(_mean, whole)]])
+    names, whole = list(table), np.array([*table.values(), means], dtype=float)
     colours = SKILL(np.clip((whole - 0.5) / 0.5, 0, 1))[..., :3]
     colours[np.isnan(whole)] = to_rgb(FAINT)
     _table(ax, colours, aspect="auto", gap=0.8)
     for (i, j), value in np.ndenumerate(whole):
         look = {"color": _ink(colours[i, j]), "weight": "bold" if i == len(names) or j == 5 else "normal"}
-        ax.text(j, i, _decimal(value, 2), ha="center", va="center", size=8.5, **look)
+        ax.text(j, i, decimal(value, 2, DASH), ha="center", va="center", size=8.5, **look)
     labels = [_fit(name.replace("_", " "), 1.2, 9) for _, name in names]
     ax.set_xticks(range(6), ["1", "2", "3", "4", "5", "mean"], size=9)
     ax.set_yticks(range(len(names) + 1), [*labels, "mean"], size=9)
@@ -762,7 +758,7 @@ def leaderboard(
         metric: what value is; percent: whether it is written so.
     """
     names = ("value", "speed", "low", "high", "parameters")
-    table = np.array([[_finite(row.get(name)) for name in names] for row in rows], dtype=float).reshape(-1, 5)
+    table = np.array([[finite(row.get(name)) for name in names] for row in rows], dtype=float).reshape(-1, 5)
     kept = np.flatnonzero(np.isfinite(table[:, 0]) & (table[:, 1] > 0))
     kept = kept[np.argsort(-np.nan_to_num(table[kept, 4]), kind="stable")]  # a small dot lies on a large one
     figure = _page(title, subtitle, 6, layout=None)
@@ -774,58 +770,68 @@ def leaderboard(
     value, speed, low, high, parameters = table[kept].T
     low, high = np.fmin(low, value), np.fmax(high, value)
     front = _unbeaten(speed, -value if lower_is_better else value)
-    unknown, largest = np.isnan(parameters), np.nanmax(parameters, initial=0)
-    radii = np.where(unknown, 4, _radius(parameters, largest))
-
     _open_axes(ax, speed, low, high, percent)
     ax.set(xlabel="Images scored a second", ylabel=metric + (", lower is better" if lower_is_better else ""))
     ax.vlines(speed, low, high, color=LINE, linewidth=1.4, zorder=1.5)
     along = np.flatnonzero(front)[np.argsort(speed[front], kind="stable")]
     ax.plot(speed[along], value[along], color=VALIDATION, linestyle="--", linewidth=1.2, zorder=1.8)
-    colours = np.where(front, VALIDATION, TRAIN)
+    radii = _dots(ax, speed, value, parameters, front)
+    labels = [_fit(rows[i].get("label", ""), 2, 9) for i in kept]
+    unnamed = _name_dots(ax, np.column_stack([speed, value]), radii, labels, front)
+    _leaderboard_legend(figure, parameters, len(along) > 1)
+    left_out = {"without a figure or a speed": len(rows) - len(kept), "without room for the name": unnamed}
+    words = "; ".join(f"{count(n, 'run')} {why}" for why, n in left_out.items() if n)
+    figure.text(0.5, 0.08 / height, words, size=9, color=MUTED, ha="center", va="bottom")
+    return figure
+
+
+def _dots(ax: Axes, speed: np.ndarray, value: np.ndarray, parameters: np.ndarray, front: np.ndarray) -> np.ndarray:
+    """The models as dots, hollow where the size is unknown; their radii in points."""
+    unknown, colours = np.isnan(parameters), np.where(front, VALIDATION, TRAIN)
+    radii = np.where(unknown, 4, _radius(parameters, np.nanmax(parameters, initial=0)))
     look = {"c": np.where(unknown, "white", colours), "edgecolors": np.where(unknown, colours, "white")}
     ax.scatter(speed, value, (2 * radii) ** 2, linewidths=1.2, zorder=2, **look)
+    return radii
 
-    labels = [_fit(rows[i].get("label", ""), 2, 9) for i in kept]
-    sizes = np.array([(72 * _wide(label, 9), 9) for label in labels])
-    dots, lower, upper = (_in_points(ax, speed, y) for y in (value, low, high))
-    parts = np.linspace(0, 1, 40)[:, None, None]
-    lines = [lower + parts * (upper - lower), dots[along[:-1]] + parts * (dots[along[1:]] - dots[along[:-1]])]
-    frame = ax.get_window_extent().size * 72 / figure.dpi
-    marks = np.concatenate([line.reshape(-1, 2) for line in lines])
-    places = _label_places(dots, radii, sizes, marks, frame, np.argsort(~front, kind="stable"))
-    for i, place in enumerate(places):
-        if place is None:
-            continue
-        look = {"xycoords": "axes points", "path_effects": [withStroke(linewidth=2.5, foreground="white")]}
-        look |= {"color": INK if front[i] else MUTED, "ha": "center", "va": "center"}
-        ax.annotate(labels[i], place, size=9, zorder=4, **look)
-        end = np.clip(dots[i], place - sizes[i] / 2, place + sizes[i] / 2)
-        if np.hypot(*(end - dots[i])) > radii[i] + 8:
-            arrow = {"arrowstyle": "-", "color": INK, "linewidth": 0.7, "shrinkA": 0, "shrinkB": radii[i]}
-            points = {"xycoords": "axes points", "textcoords": "axes points"}
-            ax.annotate("", dots[i], end, arrowprops=arrow, zorder=3, **points)
 
+def _name_dots(ax: Axes, dots: np.ndarray, radii: np.ndarray, labels: Sequence[str], front: np.ndarray) -> int:
+    """Each label beside its dot, above or below it, the front's first; how many find no room there and are left out."""
+    sides = (1, 0, "left", "center"), (-1, 0, "right", "center"), (0, 1, "center", "bottom"), (0, -1, "center", "top")
+    centres = ax.transData.transform(dots)
+    reach = (radii * ax.figure.dpi / 72)[:, None]
+    taken = [Bbox([*corners]) for corners in zip(centres - reach, centres + reach, strict=True)]
+    unnamed = 0
+    for i in np.argsort(~front, kind="stable"):
+        look = {"size": 9, "color": INK if front[i] else MUTED, "zorder": 4, "textcoords": "offset points"}
+        look["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]
+        for right, up, across, along in sides:
+            place = (right * (radii[i] + 4), up * (radii[i] + 3))
+            text = ax.annotate(labels[i], dots[i], place, ha=across, va=along, **look)
+            box = text.get_window_extent()
+            if not box.count_overlaps(taken) and ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1:
+                taken.append(box)
+                break
+            text.remove()
+        else:
+            unnamed += 1
+    return unnamed
+
+
+def _leaderboard_legend(figure: Figure, parameters: np.ndarray, with_front: bool) -> None:
+    unknown, largest = np.isnan(parameters), np.nanmax(parameters, initial=0)
     handles = []
-    if len(along) > 1:
-        handles.append(
-            Line2D([], [], color=VALIDATION, linestyle="--", linewidth=1.2, label="none is better and faster")
-        )
+    if with_front:
+        look = {"color": VALIDATION, "linestyle": "--", "linewidth": 1.2}
+        handles.append(Line2D([], [], label="none is better and faster", **look))
     dot = {"color": TRAIN, "linestyle": "none", "marker": "o", "markeredgecolor": "white"}
     for i, n in enumerate(_round_sizes(parameters[~unknown])):
-        name = _thousands(n) + ("" if i else " parameters")
+        name = thousands(n) + ("" if i else " parameters")
         handles.append(Line2D([], [], markersize=2 * float(_radius(n, largest)), label=name, **dot))
     if unknown.any():
         hollow = {**dot, "color": "white", "markeredgecolor": TRAIN}
         handles.append(Line2D([], [], markersize=8, label="size unknown", **hollow))
-    figure.legend(
-        handles=handles, loc="center", bbox_to_anchor=(0.5, 0.48 / height), ncols=5, fontsize=9, handlelength=2.8
-    )
-    unnamed = sum(place is None for place in places)
-    left_out = {"without a figure or a speed": len(rows) - len(kept), "without room for the name": unnamed}
-    said = "; ".join(f"{_count(n, 'run')} {why}" for why, n in left_out.items() if n)
-    figure.text(0.5, 0.08 / height, said, size=9, color=MUTED, ha="center", va="bottom")
-    return figure
+    place = (0.5, 0.48 / figure.get_figheight())
+    figure.legend(handles=handles, loc="center", bbox_to_anchor=place, ncols=5, fontsize=9, handlelength=2.8)
 
 
 def _unbeaten(*merits: np.ndarray) -> np.ndarray:
@@ -849,12 +855,6 @@ def _round_sizes(sizes: np.ndarray) -> list[float]:
     return sorted({within[0], within[len(within) // 2], within[-1]}, reverse=True)
 
 
-def _thousands(n: float) -> str:
-    """With three digits at most: 1,234 is 1.23 k, 20,861,480 is 20.9 M."""
-    unit, name = next(((unit, name) for unit, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")) if n >= unit), (1, ""))
-    return f"{float(f'{n / unit:.3g}'):g}{name}"
-
-
 def _open_axes(ax: Axes, speed: np.ndarray, low: np.ndarray, high: np.ndarray, percent: bool) -> None:
     """Room for all points, logarithmic across, with round numbers at the ticks."""
     beside = max(0.12 * np.log(speed.max() / speed.min()), 0.15)
@@ -874,63 +874,6 @@ def _open_axes(ax: Axes, speed: np.ndarray, low: np.ndarray, high: np.ndarray, p
     ax.yaxis.set_major_locator(FixedLocator([level for level in levels if bottom <= level <= min(top, most)]))
     if percent:
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
-
-
-def _in_points(ax: Axes, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Data as float (n, 2) points (1/72 inch) from the lower left corner of the axes."""
-    corner = ax.transAxes.transform((0, 0))
-    return (ax.transData.transform(np.column_stack([x, y])) - corner) * 72 / ax.figure.dpi
-
-
-def _label_places(
-    dots: np.ndarray, radii: np.ndarray, sizes: np.ndarray, marks: np.ndarray, frame: np.ndarray, order: Sequence[int]
-) -> list[np.ndarray | None]:
-    """The centre of every dot's label, so that it hits no dot, label or leader; None where there is no room.
-
-    Greedy, in `order`: the cheapest of 24 directions and 11 distances; to lie on a mark or near another dot costs.
-
-    Args:
-        dots: (n, 2), centres in points. radii: (n,). sizes: (n, 2), widths and heights of the labels.
-        marks: (m, 2), points of what a label had better not lie on.
-        frame: (2,), width and height that the labels stay within.
-    """
-    turns = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    aims = np.column_stack([np.cos(turns), np.sin(turns)])
-    gaps = np.array([3, 7, 12, 18, 26, 36, 48, 62, 80, 105, 135])
-    places: list[np.ndarray | None] = [None] * len(dots)
-    boxes, leaders = np.empty((0, 4)), np.empty((0, 2))  # left, bottom, right, top of the labels; points of the leaders
-    for i in order:
-        reach = radii[i] + gaps[:, None, None] + sizes[i] / 2
-        centres = (dots[i] + aims * reach).reshape(-1, 2)
-        box = np.column_stack([centres - sizes[i] / 2 - 1.5, centres + sizes[i] / 2 + 1.5])
-        ends = np.clip(dots[i], box[:, :2], box[:, 2:])
-        away = np.hypot(*(ends - dots[i]).T)
-        lines = dots[i] + np.linspace(0, 1, 25)[:, None, None] * (ends - dots[i])  # (25, candidates, 2)
-
-        to_dots = np.hypot(*(np.clip(dots, box[:, None, :2], box[:, None, 2:]) - dots).transpose(2, 0, 1)) - radii
-        free = (box[:, :2] >= 0).all(axis=1) & (box[:, 2:] <= frame).all(axis=1) & (to_dots > 0).all(axis=1)
-        free &= ~_inside(leaders[:, None], box).any(axis=0)
-        free &= ~_inside(lines[:, :, None], boxes).any(axis=(0, 2))
-        overlaps = (box[:, None, :2] < boxes[:, 2:]) & (boxes[:, :2] < box[:, None, 2:])
-        free &= ~overlaps.all(axis=2).any(axis=1)
-        if not free.any():
-            continue
-        covered = _inside(marks[:, None], box).sum(axis=0)
-        others = np.delete(to_dots, i, axis=1)
-        nearer = (others < (away - radii[i])[:, None] + 3).sum(axis=1)
-        over = np.hypot(*(lines[:, :, None] - np.delete(dots, i, axis=0)).transpose(3, 0, 1, 2)) < np.delete(radii, i)
-        struck = over.any(axis=0).sum(axis=1)  # other dots that the leader would cross
-        cost = np.where(free, away + 3 * covered + 14 * nearer + 90 * struck, np.inf)
-        chosen = int(np.argmin(cost))
-        places[i] = centres[chosen]
-        boxes = np.vstack([boxes, box[chosen]])
-        leaders = np.vstack([leaders, lines[:, chosen]])
-    return places
-
-
-def _inside(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Whether points (..., 2) lie in boxes (..., 4) of left, bottom, right, top; the shapes are broadcast."""
-    return ((points > boxes[..., :2]) & (points < boxes[..., 2:])).all(axis=-1)
 
 
 # ------------------------------------------------------------------------------------------------- images
@@ -964,14 +907,14 @@ def prediction_grid(
             of fake is right.
     """
     tiles, then = [], ", " if all(len(kind + called) <= 10 for kind, called in names) else "\n"
-    for image, label, p, (kind, called) in zip(images, labels, map(_finite, p_fake), names, strict=True):
+    for image, label, p, (kind, called) in zip(images, labels, map(finite, p_fake), names, strict=True):
         if p != p:
             tiles.append(_Tile(image, f"is {kind}{then}not called\nno score"))
             continue
         what = f"is {kind}{then}called {called}"
-        tiles.append(_Tile(image, f"{what}\nP(fake) {_score(p, threshold)}", (p >= threshold) == (label == 1)))
+        tiles.append(_Tile(image, f"{what}\nP(fake) {score(p, threshold)}", (p >= threshold) == (label == 1)))
     right, wrong = (sum(tile.right is kind for tile in tiles) for kind in (True, False))
-    said = f"{right} of {_count(len(tiles), 'image')} called right (✓), {wrong} wrong (✗)"
+    said = f"{right} of {count(len(tiles), 'image')} called right (✓), {wrong} wrong (✗)"
     return _sheet(title, f"{said}, at threshold {threshold:.2f}", {"": tiles}, _across(len(tiles)))
 
 
@@ -1026,7 +969,7 @@ def heat_sheet(
                 _Tile(pair.image, f"is {pair.kind}\ncalled {pair.called}", pair.right),
                 _Tile(
                     pair.overlay,
-                    f"P(fake) {_score(pair.p_fake, threshold)}\n{' ' if pair.has_heat else 'no heat'}",
+                    f"P(fake) {score(pair.p_fake, threshold)}\n{' ' if pair.has_heat else 'no heat'}",
                     mask=pair.mask,
                 ),
             )
@@ -1189,52 +1132,6 @@ def _ink(colour: Sequence[float]) -> str:
 def _records(rows: Iterable[Mapping]) -> list[Mapping]:
     """The rows of a list or a pandas DataFrame."""
     return rows.to_dict("records") if hasattr(rows, "to_dict") else list(rows)
-
-
-def _finite(value: float | str | None) -> float:
-    """A float; NaN for None, what is no number, and the infinite."""
-    try:
-        value = float(value)
-    except (TypeError, ValueError):
-        return math.nan
-    return value if math.isfinite(value) else math.nan
-
-
-def _mean(values: Iterable[float]) -> float:
-    """The mean of those that are not NaN; NaN for none."""
-    values = np.asarray(values, dtype=float)
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if values.size else math.nan
-
-
-def _percent(value: float | None) -> str:
-    value = _finite(value)
-    return f"{value * 100:.1f} %" if value == value else "–"
-
-
-def _decimal(value: float | None, places: int = 3) -> str:
-    value = _finite(value)
-    return f"{value:.{places}f}" if value == value else "–"
-
-
-def _score(p: float, threshold: float) -> str:
-    """Two decimals, more where rounding would put the score on the other side of the threshold."""
-    places = next((k for k in (2, 3, 4, 5) if (round(p, k) >= threshold) == (p >= threshold)), 6)
-    return f"{p:.{places}f}"
-
-
-def _scientific(value: float) -> str:
-    digits, exponent = f"{value:.1e}".split("e")
-    return f"{digits.removesuffix('.0')}e{int(exponent)}" if value else "0"
-
-
-def _integer(value: float | None) -> str:
-    value = _finite(value)
-    return f"{value:,.0f}" if value == value else "–"
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 @lru_cache(maxsize=4096)

@@ -7,12 +7,10 @@ import cv2
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.special import logit
 
-from detector import metrics
 from detector.data.masks import forged_paths, read_mask
 from detector.data.shards import ShardReader, class_names, read_manifest
-from detector.evaluation import curves as curve_data
+from detector.data.split_names import POOLED
 from detector.evaluation.calibration import Calibration
 from detector.images import decode
 from detector.models.grad_cam import at_size, overlay
@@ -22,69 +20,73 @@ SHEET_COLUMNS = 8
 MISTAKES = 12
 
 
-def training(history: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
-    """Name and figure of each picture of the training; `history` has a row an epoch, none of a converted model."""
+def training(history: pd.DataFrame, best: Mapping | None) -> Iterator[tuple[str, Figure]]:
+    """Name and figure of each picture of the training.
+
+    Args:
+        history: a row an epoch, none of a converted model. best: the row of the one kept.
+    """
     if history.empty:
         return
-    yield "accuracy", figures.accuracy_curve(history)
-    yield "loss", figures.loss_curve(history)
-    yield "training_log", figures.training_log(history)
+    yield "accuracy", figures.accuracy_curve(history, best)
+    yield "loss", figures.loss_curve(history, best)
+    yield "training_log", figures.training_log(history, best)
 
 
 def evaluation(
-    metrics: Mapping[str, Mapping], predictions: pd.DataFrame, ladder: pd.DataFrame, calibration: Calibration, seed: int
+    metrics: Mapping[str, Mapping],
+    roc: pd.DataFrame,
+    curves: pd.DataFrame,
+    bins: pd.DataFrame,
+    ladder: pd.DataFrame,
+    calibration: Calibration,
 ) -> Iterator[tuple[str, Figure]]:
     """Name and figure of each picture of the evaluation that shows no image.
 
     Args:
-        metrics: metrics/evaluate.json. predictions, ladder: the tables beside it, as they are.
-        seed: of the resamples behind the bands.
+        metrics: metrics/evaluate.json. roc, curves, bins, ladder: the tables beside it, as they are.
     """
-    sets = {name: rows for name, rows in predictions.groupby("set", sort=False)}
-    curves = {name: (rows["label"].to_numpy(), rows["p_fake"].to_numpy()) for name, rows in sets.items()}
-    groups = {name: rows["group"].tolist() for name, rows in sets.items()}
-    for name, draw, band in (
-        ("roc", figures.roc, curve_data.roc_band),
-        ("precision_recall", figures.precision_recall, curve_data.pr_band),
-    ):
-        bands = {key: band(*curve, groups[key], seed=seed) for key, curve in curves.items()}
-        yield name, draw(curves, calibration.threshold, {key: found for key, found in bands.items() if found})
-
+    sets = {name: found for name, found in metrics.items() if name != POOLED}
+    lines = {kind: _by(rows, "set") for kind, rows in curves.groupby("curve", sort=False)}
+    rates = _by(roc.rename(columns={"fpr": "x", "tpr": "y"}), "set")
+    yield "roc", figures.roc(sets, rates, lines.get("roc_band", {}))
+    recalls = lines.get("precision_recall", {}), lines.get("precision_recall_band", {})
+    yield "precision_recall", figures.precision_recall(sets, *recalls)
     low, high = calibration.unsure
-    band = (low, high) if low < high else None
-    for name, (labels, p_fake) in curves.items():
-        found = metrics[name]
-        classes = list(found["per_class"])
-        counts = [[found["confusion"][true][called] for called in classes] for true in classes]
-        yield f"confusion_matrix_{name}", figures.confusion_matrix(counts, classes, f"What was called what: {name}")
-        yield (
-            f"classification_report_{name}",
-            figures.classification_report(
-                found["per_class"], found, f"How well each class is recognised: {name}", found["intervals"]
-            ),
-        )
-        before = curve_data.reliability(labels, sets[name]["p_fake_uncalibrated"].to_numpy())
-        after = curve_data.reliability(labels, p_fake)
-        yield f"reliability_{name}", figures.reliability(before, after, f"Does P(fake) mean what it says? {name}")
-        yield (
-            f"scores_{name}",
-            figures.score_histogram(
-                labels, p_fake, calibration.threshold, band, f"Scores of real and of fake images: {name}"
-            ),
-        )
-        curve, selective = curve_data.risk_coverage(labels, p_fake, calibration.threshold), found["selective"]
-        operating = (selective["coverage"], selective["error_outside"])
-        yield (
-            f"risk_coverage_{name}",
-            figures.risk_coverage(
-                curve["coverage"],
-                curve["risk"],
-                None if None in operating else operating,
-                f"What leaving unsure images to a person brings: {name}",
-            ),
-        )
+    for name, of_set in bins.groupby("set", sort=False):
+        yield from _of_set(name, sets[name], of_set, lines["risk_coverage"][name], (low, high) if low < high else None)
     if len(ladder):
-        yield "robustness_ladder", figures.robustness_ladder(ladder)
+        (name,) = (name for name, found in sets.items() if "stress" in found)
+        means = {kind: lines[f"stress_{kind}"][name] for kind in ("generic", "matched")}
+        yield "robustness_ladder", figures.robustness_ladder(ladder, sets[name]["stress"], means)
+
+
+def _of_set(
+    name: str, metrics: Mapping, bins: pd.DataFrame, risk: Mapping, band: tuple[float, float] | None
+) -> Iterator[tuple[str, Figure]]:
+    yield f"confusion_matrix_{name}", figures.confusion_matrix(metrics, f"Confusion matrix: {name}")
+    yield (
+        f"classification_report_{name}",
+        figures.classification_report(
+            metrics["per_class"], metrics, f"How well each class is recognised: {name}", metrics["intervals"]
+        ),
+    )
+    rows = {kind: rows.to_dict("records") for kind, rows in bins.groupby("histogram", sort=False)}
+    errors = metrics["uncalibrated"]["ece"], metrics["ece"]
+    title = f"Does P(fake) mean what it says? {name}"
+    yield f"reliability_{name}", figures.reliability(rows["uncalibrated"], rows["calibrated"], errors, title)
+    title = f"Scores of real and of fake images: {name}"
+    histograms = _by(bins, "histogram")
+    yield f"scores_{name}", figures.score_histogram(histograms, metrics["threshold"], band, title)
+    selective = metrics["selective"]
+    operating = None if selective["error_outside"] is None else (selective["coverage"], selective["error_outside"])
+    title = f"What leaving unsure images to a person brings: {name}"
+    yield f"risk_coverage_{name}", figures.risk_coverage(risk["x"], risk["y"], operating, title)
+
+
+def _by(table: pd.DataFrame, column: str) -> dict[str, dict[str, np.ndarray]]:
+    """Columns of the rows that share a value of `column`."""
+    return {key: {name: rows[name].to_numpy() for name in rows} for key, rows in table.groupby(column, sort=False)}
 
 
 def images(
@@ -109,12 +111,9 @@ def images(
                 list(zip(drawn["class"], drawn["called"], strict=True)), f"Random images of {name}",
             ),
         )  # fmt: skip
-        # How sure a call is, is its distance from the threshold in logits, as in `curve_data.risk_coverage`.
-        low, high = metrics.EPSILON, 1 - metrics.EPSILON
-        sure = np.abs(logit(rows["p_fake"].clip(low, high)) - logit(np.clip(threshold, low, high)))
-        wrong = rows.assign(sure=sure)[(rows["p_fake"] >= threshold) != (rows["label"] == 1)]
+        wrong = rows[(rows["p_fake"] >= threshold) != (rows["label"] == 1)]
         many = f"{name}, the first {MISTAKES} of {len(wrong):,}" if len(wrong) > MISTAKES else name
-        worst = wrong.sort_values("sure", ascending=False, kind="stable").head(MISTAKES)
+        worst = wrong.sort_values("confidence", ascending=False, kind="stable").head(MISTAKES)
         captions = [
             f"is {kind}, called {called}\nP(fake) {score:.3f}"
             for kind, called, score in zip(worst["class"], worst["called"], worst["p_fake"], strict=True)

@@ -1,20 +1,18 @@
-"""The forgers: each makes one kind of fake of a drawn portrait, with the traces that kind leaves in practice.
+"""The forgers: each makes one kind of fake of a drawn portrait, with the traces that this kind has in practice.
 
-swap: somebody else's inner face, made as face swaps are made (Li and Lyu, "Exposing DeepFake videos by
-detecting face warping artifacts", CVPRW 2019, describe the steps and their traces): warped onto the target at
-a lower resolution, matched in colour (Reinhard et al., "Color transfer between images", 2001) and blended in
-under a feathered mask. What is left to find: a softer patch whose grain is not the camera's, a seam, light and
-colour that do not quite fit the head.
+swap: another person's inner face, in the steps of a face swap (Li and Lyu, "Exposing DeepFake videos by detecting face
+warping artifacts", CVPRW 2019): warped onto the target at a lower resolution, matched in colour (Reinhard et al.,
+"Color transfer between images", 2001) and blended in with a feathered mask. Its traces: a softer patch without the
+camera's grain, a seam, light and colour that do not quite fit the head.
 
-drawn: the whole picture by another hand, as a generator makes it, and no seam anywhere. What is left to find
-is everywhere: smooth skin between crisp edges, blotches where a camera has grain (the noise that StyleGAN feeds
-into its layers; Karras et al., CVPR 2019), the lattice of transposed convolutions (Odena et al., "Deconvolution
-and checkerboard artifacts", Distill 2016), and a taste in faces: younger, unmarked, larger eyes.
+drawn: the whole picture drawn anew, as a generator does, without a seam. Its traces are everywhere: smooth skin between
+crisp edges, blotches in place of the camera's grain (the noise that StyleGAN feeds into its layers; Karras et al., CVPR
+2019), the lattice of transposed convolutions (Odena et al., "Deconvolution and checkerboard artifacts", Distill 2016),
+and a bias in faces: younger, unmarked, with larger eyes.
 
-retouch: the eyes, the nose or the mouth alone, replaced by another person's, warped as portrait editors warp
-(Gustafsson, "Interactive image warping", 1993) or airbrushed (Tomasi and Manduchi, "Bilateral filtering for
-gray and color images", ICCV 1998). What is left to find: a small soft patch without the camera's grain, a shade
-lighter or darker than the skin about it.
+retouch: the eyes, the nose or the mouth alone, replaced by another person's, warped as portrait editors do (Gustafsson,
+"Interactive image warping", 1993) or airbrushed (Tomasi and Manduchi, "Bilateral filtering for gray and color images",
+ICCV 1998). Its traces: a small soft patch without the camera's grain, lighter or darker than the skin around it.
 """
 
 from collections.abc import Callable
@@ -28,18 +26,17 @@ from detector.synthetic.portrait.camera import grain, photograph, vignette
 from detector.synthetic.portrait.canvas import ellipse, noise
 from detector.synthetic.portrait.sitter import Identity, Scene, draw_scene
 
-# A photo, its scene, people of its split (first the one in it) -> the forged picture, float32 RGB, 0..1, and
-# what was forged, float32 (size, size), 0..1.
-Forger = Callable[[Drawing, Scene, list[Identity], np.random.Generator], tuple[np.ndarray, np.ndarray]]
+# The forged picture, float32 RGB, 0..1, and the mask of what was forged, float32 (size, size), 0..1.
+Forged = tuple[np.ndarray, np.ndarray]
+# Takes a photo, its scene and people of its split, of whom the first is the one in the photo.
+Forger = Callable[[Drawing, Scene, list[Identity], np.random.Generator], Forged]
+
+PARTS = ("eyes", "nose", "mouth")
+EDITS = ("replace", "warp", "airbrush")
 
 
-# --- Swap -----------------------------------------------------------------------------------------
-
-
-def swap(
-    photo: Drawing, scene: Scene, people: list[Identity], rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Somebody else's inner face on the person in the photo. A `Forger`."""
+def swap(photo: Drawing, scene: Scene, people: list[Identity], rng: np.random.Generator) -> Forged:
+    """Another person's inner face on the person in the photo. A `Forger`."""
     size = len(photo.pixels)
     face = _warp(_photo_of_donor(people, scene, size, rng), photo.landmarks, rng)
     face += rng.uniform(0, 0.01) * grain(rng, size)  # a forger may add some grain, never the camera's
@@ -53,14 +50,14 @@ def swap(
 
 
 def _photo_of_donor(people: list[Identity], scene: Scene, size: int, rng: np.random.Generator) -> Drawing:
-    """Of about the same pose, in its own light; of its background nothing is used."""
+    """A donor's photo in about the same pose, in its own light; its background is not used."""
     yaw, pitch = rng.normal((scene.yaw, scene.pitch), (0.08, 0.04))
     frame = replace(draw_scene(rng), yaw=yaw, pitch=pitch, place="studio", pattern="plain")
     return photograph(render(_donor(people, rng), frame, size), rng)
 
 
 def _donor(people: list[Identity], rng: np.random.Generator) -> Identity:
-    """Somebody like the first of `people`: forgers choose a likely donor."""
+    """One of the two others most like the first of `people`, as forgers choose a similar donor."""
     target, *others = people
 
     def unlike(other: Identity) -> float:
@@ -72,7 +69,7 @@ def _donor(people: list[Identity], rng: np.random.Generator) -> Identity:
 
 
 def _warp(donor: Drawing, landmarks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The donor's face on the target's landmarks, by way of the lower resolution of a face generator."""
+    """The donor's face warped onto the target's landmarks, at the lower resolution of a face generator."""
     size = len(donor.pixels)
     small = int(size * rng.uniform(0.38, 0.62))
     ones = np.ones((len(landmarks), 1), np.float32)
@@ -83,7 +80,7 @@ def _warp(donor: Drawing, landmarks: np.ndarray, rng: np.random.Generator) -> np
 
 
 def _match_colour(image: np.ndarray, model: np.ndarray, mask: np.ndarray, strength: float) -> np.ndarray:
-    """Give `image` the model's mean and deviation, a Lab channel each, of what is inside `mask`, in part."""
+    """Move the mean and deviation of each Lab channel inside `mask` towards those of `model`, by `strength` in 0..1."""
     where = mask > 0.5
     ours, theirs = cv2.cvtColor(image, cv2.COLOR_RGB2LAB), cv2.cvtColor(model, cv2.COLOR_RGB2LAB)
     a, b = ours[where], theirs[where]
@@ -95,13 +92,8 @@ def _blend(image: np.ndarray, layer: np.ndarray, mask: np.ndarray) -> np.ndarray
     return image + (layer - image) * mask[..., None]
 
 
-# --- Drawn ----------------------------------------------------------------------------------------
-
-
-def drawn(
-    photo: Drawing, scene: Scene, people: list[Identity], rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """The person and the scene of the photo, all by another hand; the mask is the head. A `Forger`."""
+def drawn(photo: Drawing, scene: Scene, people: list[Identity], rng: np.random.Generator) -> Forged:
+    """The person and the scene of the photo drawn anew; the mask is the head. A `Forger`."""
     size, who = len(photo.pixels), people[0]
     who = replace(who, age=0.5 * who.age, marks=who.marks[:0], eye_size=who.eye_size * rng.uniform(1.1, 1.25))
     drawing = render(who, replace(scene, seed=int(rng.integers(2**31))), size)
@@ -121,16 +113,7 @@ def _lattice(size: int, rng: np.random.Generator) -> np.ndarray:
     return np.tile(cell / cell.mean((0, 1)), (size // 4 + 1, size // 4 + 1, 1))[:size, :size]
 
 
-# --- Retouch --------------------------------------------------------------------------------------
-
-
-PARTS = ("eyes", "nose", "mouth")
-EDITS = ("replace", "warp", "airbrush")
-
-
-def retouch(
-    photo: Drawing, scene: Scene, people: list[Identity], rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def retouch(photo: Drawing, scene: Scene, people: list[Identity], rng: np.random.Generator) -> Forged:
     """The eyes, nose or mouth of the photo replaced, warped or airbrushed. A `Forger`."""
     size = len(photo.pixels)
     part = PARTS[rng.integers(len(PARTS))]
@@ -173,8 +156,8 @@ def _region(photo: Drawing, part: str) -> np.ndarray:
 def _reshape(photo: Drawing, part: str, rng: np.random.Generator) -> np.ndarray:
     """The picture with larger eyes, a narrower nose or fuller lips."""
     (cx, cy), (rx, ry), _ = _frame(photo, part)
-    grow = {"eyes": (0.22, 0.22), "nose": (-0.3, -0.05), "mouth": (0.2, 0.3)}[part]
-    grow = np.array(grow) * rng.uniform(0.7, 1.2)
+    growth = {"eyes": (0.22, 0.22), "nose": (-0.3, -0.05), "mouth": (0.2, 0.3)}
+    grow = np.array(growth[part]) * rng.uniform(0.7, 1.2)
     centres = photo.landmarks[:2] if part == "eyes" else [(cx, cy)]
     reach = (rx / 2 if part == "eyes" else rx, ry)
     y, x = np.mgrid[: len(photo.pixels), : len(photo.pixels)].astype(np.float32)
@@ -188,13 +171,11 @@ def _reshape(photo: Drawing, part: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def _soften(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What is left after a stay at the lower resolution of an editing network."""
+    """The image as it comes back from the lower resolution of an editing network."""
     size = len(image)
     small = int(size * rng.uniform(0.34, 0.44))
     image = cv2.resize(image, (small, small), interpolation=cv2.INTER_AREA)
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_CUBIC)
 
-
-# --- All of them ----------------------------------------------------------------------------------
 
 FORGERIES: dict[str, Forger] = {"swap": swap, "drawn": drawn, "retouch": retouch}

@@ -1,4 +1,4 @@
-"""A data set of drawn portraits and drawn fakes: a first run needs no download and nobody's face."""
+"""A data set of drawn portraits and drawn fakes, so that a first run needs no download and nobody's face."""
 
 import csv
 import os
@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from detector.augment import corruption
+from detector.augment.corruption import corrupt
 from detector.data.masks import MASKS
 from detector.params import SampleParams
 from detector.synthetic.forgery import FORGERIES
@@ -28,6 +28,22 @@ from detector.synthetic.portrait.sitter import Identity, draw_identity, draw_sce
 PHOTOS = 3  # of one person in each class
 NEIGHBOURS = 8  # people among whom a forger looks for a donor; a power of two
 MANIFEST = "manifest.csv"
+
+# The corruptions of the perturbed test split, by family. They are listed here so that the split's images stay the
+# same, byte for byte, when detector/augment/corruption.py gains another one; see `_perturb`.
+PERTURBATIONS = (
+    ("jpeg",),
+    ("resize", "pixelate"),
+    ("gaussian_blur", "average_blur", "median_blur", "motion_blur"),
+    ("gaussian_noise", "laplace_noise", "poisson_noise", "impulse_noise"),
+    ("dropout", "coarse_dropout"),
+    ("colour_shift", "grey", "hue", "saturation", "temperature", "posterise"),
+    ("brightness", "contrast", "equalise"),
+    ("sharpen", "emboss", "edge_overlay"),
+    ("elastic_warp",),
+    ("average_pool", "max_pool", "min_pool", "median_pool"),
+    ("fog", "clouds", "frost", "snow", "rain"),
+)
 
 
 @dataclass(frozen=True)
@@ -69,13 +85,13 @@ def draw_sample(
 ) -> Iterator[Portrait]:
     """Draw `counts[split]` images a split, half of them fake, `size` x `size` pixels, in a fixed order.
 
-    The fakes are of the `kinds` given, names in `FORGERIES`, in turn. One kind makes the classes Real and
-    Fake; several make Real and one class a kind ("Swap"), real images being as many as all fakes together, so
-    that real against fake stays balanced. The three photos of each class of one person share out the kinds.
+    The fakes are of the given `kinds`, names in `FORGERIES`, in turn. One kind makes the classes Real and Fake; several
+    make Real and one class per kind ("Swap"), with as many real images as all fakes together. The three photos of each
+    class of one person share the kinds among them.
 
-    An image depends on the seed, its split, its number and the kinds alone, not on the counts or the workers;
-    its kinds change nothing but which forger is at work. Nobody is in two splits, be it as a donor. After each
-    image of the split "Test" comes the same image in "Test_Perturbed", spoilt as published test sets are.
+    An image depends only on the seed, its split, its number and the kinds, and the kinds decide only which forger makes
+    the fake. Nobody is in two splits, not even as a donor. Each image of the split "Test" is followed by the same image
+    in "Test_Perturbed", corrupted as in published test sets.
     """
     tasks = [(split, i) for split, count in counts.items() for i in range(count)]
     draw = partial(_draw, seed=seed, size=size, kinds=kinds)
@@ -89,7 +105,7 @@ def draw_sample(
 
 
 def _begin_worker(parent: int) -> None:
-    """One thread a process; on POSIX it ends with its parent, also with one that was killed and could not tell."""
+    """Use one thread per process; on POSIX the process ends with its parent, even if that is killed."""
     cv2.setNumThreads(1)
 
     def watch() -> None:
@@ -101,7 +117,7 @@ def _begin_worker(parent: int) -> None:
 
 
 def _draw(task: tuple[str, int], seed: int, size: int, kinds: Sequence[str]) -> list[Portrait]:
-    """One image of a split, even ones real, odd ones fake; in the test split, with its perturbed twin."""
+    """One image of a split, an even one real, an odd one fake; in the test split, with its perturbed copy."""
     split, i = task
     number, fake = divmod(i, 2)
     person = number // PHOTOS
@@ -122,9 +138,18 @@ def _draw(task: tuple[str, int], seed: int, size: int, kinds: Sequence[str]) -> 
     if split == "Test":
         rng = _rng(seed, split, "perturb", i)
         image = cv2.cvtColor(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-        spoilt = _jpeg(corruption.perturb(image, rng), rng)
-        portraits.append(Portrait(f"{split}_Perturbed/{name}", spoilt, group, method, mask))
+        perturbed = _jpeg(_perturb(image, rng), rng)
+        portraits.append(Portrait(f"{split}_Perturbed/{name}", perturbed, group, method, mask))
     return portraits
+
+
+def _perturb(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Apply one to three corruptions of different families of `PERTURBATIONS`, JPEG last, as files are saved."""
+    families = rng.permutation(len(PERTURBATIONS))[: rng.integers(1, 3, endpoint=True)]
+    names = [PERTURBATIONS[i][rng.integers(len(PERTURBATIONS[i]))] for i in families]
+    for name in sorted(names, key=lambda name: name == "jpeg"):
+        image = corrupt(image, name, rng.uniform(0.2, 1.0), rng)
+    return image
 
 
 def _rng(seed: int, *names: str | int) -> np.random.Generator:

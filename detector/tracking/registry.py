@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import re
 import tempfile
 import warnings
@@ -13,31 +12,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default keeps silent for minutes
-
-import mlflow
-from filelock import FileLock
-from mlflow.entities import LoggedModel, Run
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, Schema
-from mlflow.utils.file_utils import local_file_uri_to_path
-from mlflow.utils.uri import is_local_uri
 from sqlalchemy.exc import SQLAlchemyError
 
 from detector.errors import UserError
+from detector.metrics import HEADLINES
 from detector.paths import project_root
 from detector.tracking.runs import one_run, read_artifact
-from detector.tracking.store import connect, has_store
+from detector.tracking.store import MlflowException, connect, first_line, has_store, locked, mlflow
 
 MODEL = "model"
 REGISTERED = "deepfake-detector"
 CHAMPION = "champion"
-HEADLINES = ("n", "auc", "accuracy", "false_positive_rate", "brier")  # of the test set, on every version
-# The code that decides what a logged model says, relative to the package; a test holds it against its imports.
+# The code that decides the scores of a logged model, relative to the package; a test compares it with the imports.
 CODE = (
     "evaluation/calibration.py",
     "images.py",
@@ -47,7 +33,7 @@ CODE = (
     "models/file.py",
     "models/outputs.py",
 )
-_CONTENT = "content"  # on a logged model: what of it decides what it says
+_CONTENT = "content"  # tag of a logged model: its `_content_digest`
 
 
 @dataclass(frozen=True)
@@ -56,11 +42,11 @@ class Version:
 
     Attributes:
         number: 1, 2, ...
-        run_id: the run of the evaluation that it was registered by.
+        run_id: the run of the evaluation that registered it.
         created: when, in UTC.
-        tags: run (its name), run_id, data.digest, model (what of its files decides a score), threshold, test.<metric>
-            of `HEADLINES`, and promotion, the last verdict on it; each only where known.
-        aliases: `CHAMPION` or others that a user gave.
+        tags: run (its name), run_id, data.digest, model (digest of the network, temperature and threshold), threshold,
+            test.<metric> of n and `HEADLINES`, and promotion, the last verdict on it; each only if it is known.
+        aliases: `CHAMPION` or others that a user has set.
     """
 
     number: int
@@ -80,15 +66,14 @@ class Version:
 def log_model(run_id: str, model_file: Path, calibration_file: Path) -> None:
     """Log the calibrated model for `mlflow.pyfunc.load_model`: image files (column `image`, bytes) to verdicts.
 
-    Not again what the run's newest model already is: the same network, calibration and code.
+    Nothing is logged if the run's newest model has the same network, calibration and code.
     """
     client, experiment = connect()
-    signature = ModelSignature(
-        inputs=Schema([ColSpec("binary", "image")]),
-        outputs=Schema([ColSpec("double", "p_fake"), ColSpec("string", "label"), ColSpec("string", "verdict")]),
-    )
+    types = mlflow.types
+    outputs = [types.ColSpec("double", "p_fake"), types.ColSpec("string", "label"), types.ColSpec("string", "verdict")]
+    signature = mlflow.models.ModelSignature(types.Schema([types.ColSpec("binary", "image")]), types.Schema(outputs))
     package = Path(__file__).resolve().parents[1]
-    content = _content(calibration_file, package)
+    content = _content_digest(calibration_file, package)
     newest = _logged_model(client, experiment, run_id)
     if newest and newest.tags.get(_CONTENT) == content and not _is_lost(newest.artifact_location):
         return
@@ -96,7 +81,7 @@ def log_model(run_id: str, model_file: Path, calibration_file: Path) -> None:
     serving = ("filelock", "keras", "numpy", "opencv", "pandas", "pillow", "pydantic", "pyyaml", "scikit", "scipy",
                "tensorflow", "tqdm")  # fmt: skip
     with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*An input example")  # it would be a picture; the signature says enough
+        warnings.filterwarnings("ignore", ".*An input example")  # which would be an image of the data
         mlflow.pyfunc.log_model(
             name=MODEL,
             python_model=str(package / "inference" / "pyfunc.py"),
@@ -109,16 +94,16 @@ def log_model(run_id: str, model_file: Path, calibration_file: Path) -> None:
 
 
 def register(run_id: str) -> Version:
-    """The run's model as a version of the registered model: a new one, unless that model has one already.
+    """Register the run's model as a new version, unless it is one already, and return the version.
 
     Raises:
-        UserError: the run holds no model, or the registry cannot be used.
+        UserError: the run has no model, or the registry cannot be used.
     """
     client, experiment = connect()
     with _registry_errors():
         model = _model_of(client, experiment, run_id)
         tags, source = _version_tags(client.get_run(run_id)), f"models:/{model.model_id}"
-    with _registry_errors(), FileLock(project_root() / "mlruns" / ".lock"):  # or two evaluations make two of one
+    with _registry_errors(), locked():  # or two evaluations at once make two versions of one model
         try:
             client.create_registered_model(REGISTERED, description="A face crop to P(fake), one version an evaluation")
         except MlflowException as error:
@@ -145,21 +130,21 @@ def versions() -> list[Version]:
         return []
     client, _ = connect()
     with _registry_errors():
-        found = client.search_model_versions(f"name = '{REGISTERED}'", max_results=10_000)
-        aliases = client.get_registered_model(REGISTERED).aliases if found else {}  # a version does not always know its
-    return sorted((_version(one, aliases) for one in found), key=lambda version: -version.number)
+        known = client.search_model_versions(f"name = '{REGISTERED}'", max_results=10_000)
+        aliases = client.get_registered_model(REGISTERED).aliases if known else {}  # a version may not list its own
+    return sorted((_version(one, aliases) for one in known), key=lambda version: -version.number)
 
 
 def champion(versions: Sequence[Version]) -> Version | None:
-    """The one of them that is the champion, if any is."""
+    """The champion among them, if there is one."""
     return next((version for version in versions if CHAMPION in version.aliases), None)
 
 
 @contextmanager
 def one_promotion() -> Iterator[None]:
-    """Within the block no other process of this clone judges or promotes."""
+    """Within the block no other process of this clone compares or promotes models."""
     connect()
-    with FileLock(project_root() / "mlruns" / ".promotion.lock"):
+    with locked(".promotion.lock"):
         yield
 
 
@@ -171,16 +156,16 @@ def set_champion(number: int) -> None:
 
 
 def tag_version(number: int, key: str, value: str) -> None:
-    """Note something on a version of the registered model."""
+    """Set a tag of this version."""
     client, _ = connect()
     with _registry_errors():
         client.set_model_version_tag(REGISTERED, str(number), key, value)
 
 
 def model_files(reference: str) -> Path:
-    """A local folder with the files model.keras and calibration.json of a model in MLflow; not to be changed.
+    """A local folder with the files model.keras and calibration.json of a model in MLflow; do not change them.
 
-    Where the store keeps them on this machine, it is their own place; else they are fetched, once, into
+    It is the store's own folder if the store is on this machine; else the files are downloaded once, into
     mlruns/downloads.
 
     Args:
@@ -188,7 +173,7 @@ def model_files(reference: str) -> Path:
             models:/<name>/<version>.
 
     Raises:
-        UserError: nothing or more than one thing is called so, or its files are not there.
+        UserError: the reference means nothing or several things, or the files are not there.
     """
     if not has_store():
         raise UserError(f"{reference!r} is no file and no folder, and there are no MLflow runs yet; run `dvc repro`")
@@ -205,61 +190,60 @@ def _registry_errors() -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError) as error:
-        reason = str(error).splitlines()[0][:200]
         raise UserError(
-            f"MLflow's model registry at {mlflow.get_registry_uri()} cannot be used ({reason}); "
+            f"MLflow's model registry at {mlflow.get_registry_uri()} cannot be used ({first_line(error)}); "
             "check MLFLOW_TRACKING_URI and MLFLOW_REGISTRY_URI"
         ) from None
 
 
-def _content(calibration_file: Path, package: Path) -> str:
-    """SHA-256 of what decides what a logged model says; the calibration names the network by its hash."""
+def _content_digest(calibration_file: Path, package: Path) -> str:
+    """SHA-256 of all that decides the scores of a logged model; the calibration contains the digest of the network."""
     digest = hashlib.sha256(calibration_file.read_bytes())
     for name in CODE:
         digest.update(f"{name}\0".encode() + (package / name).read_bytes())
     return digest.hexdigest()
 
 
-def _logged_model(client: mlflow.MlflowClient, experiment: str, run_id: str) -> LoggedModel | None:
+def _logged_model(client: mlflow.MlflowClient, experiment: str, run_id: str) -> mlflow.entities.LoggedModel | None:
     """The newest model that was logged for this run."""
     newest = [{"field_name": "creation_timestamp", "ascending": False}]
-    found = client.search_logged_models([experiment], f"source_run_id = '{run_id}'", order_by=newest)
-    return next((model for model in found if model.name == MODEL and model.status == "READY"), None)
+    models = client.search_logged_models([experiment], f"source_run_id = '{run_id}'", order_by=newest)
+    return next((model for model in models if model.name == MODEL and model.status == "READY"), None)
 
 
-def _model_of(client: mlflow.MlflowClient, experiment: str, run_id: str) -> LoggedModel:
+def _model_of(client: mlflow.MlflowClient, experiment: str, run_id: str) -> mlflow.entities.LoggedModel:
     model = _logged_model(client, experiment, run_id)
     if model is None:
-        raise UserError(f"MLflow run {run_id}: holds no model; name a run that got through its evaluation")
+        raise UserError(f"MLflow run {run_id}: holds no model; name a run that was evaluated")
     return model
 
 
-def _version_tags(run: Run) -> dict[str, str]:
+def _version_tags(run: mlflow.entities.Run) -> dict[str, str]:
     known = {
         "run": run.info.run_name,
         "run_id": run.info.run_id,
         "data.digest": run.data.tags.get("data.digest"),
         "threshold": run.data.metrics.get("test.threshold"),
-        **{f"test.{name}": run.data.metrics.get(f"test.{name}") for name in HEADLINES},
+        **{f"test.{name}": run.data.metrics.get(f"test.{name}") for name in ("n", *HEADLINES)},
     }
     calibration = json.loads(read_artifact(run.info.run_id, "metrics/calibration.json"))
-    # Rounded: another processor gives another last digit to what is the same detector.
+    # Rounded, because the last digit of the same detector differs between processors.
     known["model"] = f"{calibration['model']} T {calibration['temperature']:.3f} t {calibration['threshold']:.3f}"
     return {key: str(value) for key, value in known.items() if value is not None}
 
 
-def _version(found: ModelVersion, aliases: Mapping[str, str | int]) -> Version:
+def _version(version: mlflow.entities.model_registry.ModelVersion, aliases: Mapping[str, str | int]) -> Version:
     return Version(
-        int(found.version),
-        found.run_id or "",
-        datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
-        found.tags,
-        tuple(alias for alias, number in aliases.items() if int(number) == int(found.version)),
+        int(version.version),
+        version.run_id or "",
+        datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
+        version.tags,
+        tuple(alias for alias, number in aliases.items() if int(number) == int(version.version)),
     )
 
 
 def _version_location(client: mlflow.MlflowClient, uri: str) -> str:
-    """Where the files of models:/<name>@<alias> or models:/<name>/<version> are."""
+    """The location of the files of models:/<name>@<alias> or models:/<name>/<version>."""
     match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
     if not match:
         raise UserError(f"{uri}: not understood; write models:/{REGISTERED}@{CHAMPION} or models:/{REGISTERED}/3")
@@ -273,16 +257,24 @@ def _version_location(client: mlflow.MlflowClient, uri: str) -> str:
         raise UserError(f"{uri}: there is none; `python -m detector registry` lists the versions") from None
 
 
+def _artifacts_here(location: str) -> Path | None:
+    """The folder of the logged files, if `location` is on this machine."""
+    if not mlflow.utils.uri.is_local_uri(location):
+        return None
+    return Path(mlflow.utils.file_utils.local_file_uri_to_path(location)) / "artifacts"
+
+
 def _is_lost(location: str) -> bool:
-    return is_local_uri(location) and not (Path(local_file_uri_to_path(location)) / "artifacts/model.keras").is_file()
+    here = _artifacts_here(location)
+    return here is not None and not (here / "model.keras").is_file()
 
 
 def _local_files(location: str, reference: str) -> Path:
-    """The folder of the files that were logged to `location` with a model."""
+    """The local folder of the files that were logged with a model to `location`."""
     if _is_lost(location):
-        raise UserError(f"{reference}: its files are no longer in {location}; `dvc repro -s -f evaluate` logs it anew")
-    if is_local_uri(location):
-        return Path(local_file_uri_to_path(location)) / "artifacts"
+        raise UserError(f"{reference}: its files are no longer in {location}; `dvc repro -s -f evaluate` logs it again")
+    if here := _artifacts_here(location):
+        return here
     cache = project_root() / "mlruns" / "downloads"
     folder = cache / hashlib.sha256(location.encode()).hexdigest()[:32]
     if not folder.exists():
@@ -291,7 +283,7 @@ def _local_files(location: str, reference: str) -> Path:
             try:
                 mlflow.artifacts.download_artifacts(f"{location}/artifacts", dst_path=part)
             except OSError as error:
-                raise UserError(f"{reference}: cannot be fetched from {location} ({error})") from None
-            with contextlib.suppress(OSError):  # another process was quicker
+                raise UserError(f"{reference}: cannot be downloaded from {location} ({error})") from None
+            with contextlib.suppress(OSError):  # another process was faster
                 (Path(part) / "artifacts").rename(folder)
     return folder

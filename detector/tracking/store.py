@@ -1,21 +1,30 @@
-"""The MLflow store: one SQLite file and one folder of artifacts under mlruns/, or what MLFLOW_TRACKING_URI names."""
+"""The MLflow store: one SQLite file and one folder of artifacts under mlruns/, or what MLFLOW_TRACKING_URI names.
 
+MLflow is imported here, after its settings; the other modules take it from here.
+"""
+
+import logging
 import os
-import subprocess
-import sys
 from pathlib import Path
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default keeps silent for minutes
-
-import mlflow
 from filelock import FileLock
-from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from detector.errors import UserError
 from detector.paths import project_root
+
+# What the user has set in the environment stays.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # with the default, a missing server takes minutes
+
+import mlflow
+from mlflow.exceptions import MlflowException
+
+__all__ = ["MlflowException", "connect", "first_line", "has_store", "locked", "mlflow", "tracking_uri"]
+
+for _name in ("mlflow", "alembic"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 EXPERIMENT = "deepfake-detector"
 
@@ -25,46 +34,47 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root() / 'mlruns' / 'mlflow.db'}"
 
 
-def connect() -> tuple[mlflow.MlflowClient, str]:
-    """The client and the experiment's id; store and experiment are made at the first call.
+def has_store() -> bool:
+    """Whether there is a store already; a server always counts as one."""
+    uri = tracking_uri()
+    return not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).exists()
 
-    Processes that make a SQLite schema at the same time break it, so the first touch is made under a lock.
+
+def connect() -> tuple[mlflow.MlflowClient, str]:
+    """The client and the experiment's id; the first call makes the store and the experiment.
+
+    Processes that make a SQLite schema at the same time break it, so the store is opened under a lock.
 
     Raises:
         UserError: the store cannot be opened.
     """
     uri = tracking_uri()
     mlflow.set_tracking_uri(uri)
-    store = project_root() / "mlruns"
-    store.mkdir(exist_ok=True)
-    artifacts = str(store / "artifacts") if uri.startswith("sqlite:") else None
+    artifacts = str(project_root() / "mlruns" / "artifacts") if uri.startswith("sqlite:") else None
     try:
-        with FileLock(store / ".lock"):
+        with locked():
             client = mlflow.MlflowClient(uri)
             experiment = client.get_experiment_by_name(EXPERIMENT)
             if experiment is not None:
                 return client, experiment.experiment_id
             return client, client.create_experiment(EXPERIMENT, artifact_location=artifacts)
     except (MlflowException, SQLAlchemyError) as error:
-        reason = str(error).splitlines()[0][:200]
         if "MLFLOW_TRACKING_URI" not in os.environ:
             raise UserError(
-                f"mlruns/mlflow.db: cannot be used ({reason}); delete it, the next run makes a new one"
+                f"mlruns/mlflow.db: cannot be used ({first_line(error)}); delete it, the next run makes a new one"
             ) from None
         raise UserError(
-            f"MLFLOW_TRACKING_URI: {uri} cannot be used ({reason}); start the server, or unset the variable"
+            f"MLFLOW_TRACKING_URI: {uri} cannot be used ({first_line(error)}); start the server, or unset the variable"
         ) from None
 
 
-def has_store() -> bool:
-    uri = tracking_uri()
-    return not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).exists()
+def locked(name: str = ".lock") -> FileLock:
+    """A lock that one process of this clone holds at a time, as a context manager; `name` is its file in mlruns/."""
+    folder = project_root() / "mlruns"
+    folder.mkdir(exist_ok=True)
+    return FileLock(folder / name)
 
 
-def serve_ui(port: int) -> None:
-    """Open the MLflow UI of the store on loopback, until Ctrl-C."""
-    connect()
-    if tracking_uri().startswith("http"):
-        print(f"the runs are on the server {tracking_uri()}: open it in a browser")
-        return
-    subprocess.run([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", tracking_uri(), "--port", str(port)])
+def first_line(error: Exception) -> str:
+    """The first line of an error message, for a message of one line."""
+    return str(error).splitlines()[0][:200]

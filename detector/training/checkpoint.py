@@ -1,4 +1,4 @@
-"""The checkpoint from which a killed training goes on, and what it is good for."""
+"""The checkpoint from which a killed training is resumed, and the fingerprint that says which training it fits."""
 
 import contextlib
 import hashlib
@@ -14,7 +14,7 @@ from detector.models.backend import keras
 from detector.models.weights import InitialWeights
 from detector.params import Params
 
-# The code that decides what a training gives, relative to the package; a test holds it against the stage's imports.
+# The code that decides the result of a training, relative to the package; a test compares it with the imports.
 CODE = (
     "augment",
     "data/loader.py",
@@ -30,7 +30,7 @@ CODE = (
 
 
 def fingerprint(params: Params, digest: str, initial: InitialWeights, precision: str) -> str:
-    """What a checkpoint is good for: with another value of any of these, or other code, training starts afresh."""
+    """The fingerprint of a training; with other values or other code, a training starts from scratch."""
     code = hashlib.sha256()
     package = Path(__file__).resolve().parents[1]
     for place in (package / name for name in CODE):
@@ -49,7 +49,7 @@ def fingerprint(params: Params, digest: str, initial: InitialWeights, precision:
 
 
 class Checkpoint:
-    """The state of one training on disk: `folder`/state.json names the last and the best epoch's weights.
+    """The state of one training on disk: `folder`/state.json names the weights of the last and of the best epoch.
 
     state.json is replaced in one step after the files it names are whole, so a kill at any moment leaves either the
     former epoch or this one.
@@ -65,7 +65,7 @@ class Checkpoint:
     @classmethod
     @contextlib.contextmanager
     def open(cls, folder: Path) -> Iterator["Checkpoint"]:
-        """The checkpoint in `folder`, held by one process at a time and deleted when the block ends well."""
+        """The checkpoint in `folder`, used by one process at a time; deleted when the block ends without an exception."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             folder.mkdir(exist_ok=True)
@@ -75,7 +75,7 @@ class Checkpoint:
 
     @property
     def history(self) -> list[dict]:
-        """The rows of the epochs that are done."""
+        """The rows of the finished epochs."""
         return self._state["history"]
 
     @property
@@ -99,11 +99,11 @@ class Checkpoint:
         return keras.saving.load_model(self.folder / f"last-{len(self.history)}.keras")
 
     def save_best(self, model: "keras.Model", epoch: int) -> None:
-        """Keep the weights of `model` as those of `epoch`, which `save` may then call the best."""
+        """Save the weights of `model` as those of `epoch`, before `save` names it the best."""
         model.save_weights(self._weights(epoch))
 
     def save(self, model: "keras.Model", history: list[dict], best: int) -> None:
-        """Keep `model` as the last epoch's, with its optimizer; the weights of the epoch `best` are there already."""
+        """Save `model` as that of the last epoch, with its optimizer; the weights of epoch `best` are saved already."""
         epoch = len(history)
         model.save(self.folder / f"last-{epoch}.keras")
         self._write({**self._state, "history": history, "best": best})

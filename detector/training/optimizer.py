@@ -1,4 +1,4 @@
-"""How weights move: Adam with what long trainings want, the schedule of its rate, and the average of the weights."""
+"""Adam with weight decay, the schedule of its learning rate, and the moving average of the weights."""
 
 import contextlib
 import math
@@ -9,17 +9,17 @@ import numpy as np
 from detector.models.backend import keras
 from detector.params import TrainParams
 
-FLOOR = 0.01  # of the learning rate, where the cosine ends
-UNDECAYED = ["bias", "gamma", "beta"]  # weight decay is for kernels
+FINAL_SHARE = 0.01  # of the learning rate, at the end of the cosine
+UNDECAYED = ["bias", "gamma", "beta"]  # weight decay applies to kernels only
 
 
 @keras.saving.register_keras_serializable("detector")
 class AveragingAdam(keras.optimizers.Adam):
-    """Adam whose weight decay spares biases and norms, and that keeps an exponential moving average of the weights.
+    """Adam without weight decay of biases and norms, and with an exponential moving average of the weights.
 
-    The average starts at once and forgets its beginning: after t steps its decay is min(average, (1 + t) / (10 + t)).
-    (Keras's own `use_ema` keeps the first step's weights in it for 1 / (1 - decay) steps, and puts the average in the
-    weights' place at the end of every `fit`.) The statistics of batch normalisation are not among them; see
+    The average starts at the first step with a low decay: after t steps it is min(average, (1 + t) / (10 + t)).
+    (With Keras's own `use_ema` the weights of the first step stay in it for 1 / (1 - decay) steps, and the average
+    replaces the weights at the end of every `fit`.) It does not include the statistics of batch normalisation; see
     `averaged_weights`.
 
     Args:
@@ -53,15 +53,15 @@ def make_optimizer(params: TrainParams, learning_rate: float, steps: int) -> "ke
     """The optimizer of one phase of training.
 
     Args:
-        learning_rate: at its highest.
-        steps: of the whole phase, which a cosine ends with.
+        learning_rate: the highest of the phase.
+        steps: of the whole phase, over which a cosine schedule extends.
     """
     rate = learning_rate
     if params.schedule == "cosine":
         rate = keras.optimizers.schedules.CosineDecay(
             0.0 if params.warmup else learning_rate,
             decay_steps=max(1, steps - math.ceil(params.warmup * steps)),
-            alpha=FLOOR,
+            alpha=FINAL_SHARE,
             warmup_target=learning_rate if params.warmup else None,
             warmup_steps=math.ceil(params.warmup * steps),
         )
@@ -74,7 +74,7 @@ def make_optimizer(params: TrainParams, learning_rate: float, steps: int) -> "ke
 def plateau_learning_rate(history: list[dict], params: TrainParams, min_delta: float = 1e-4) -> float:
     """The next epoch's learning rate by the rule of Keras's ReduceLROnPlateau, as a function of the history.
 
-    (As a function it needs no state of its own, so a resumed run goes on with the right rate.)
+    (A function of the history needs no state, so a resumed training goes on with the right rate.)
     """
     best, waited, rate = math.inf, 0, params.learning_rate
     for row in history:
@@ -89,12 +89,13 @@ def plateau_learning_rate(history: list[dict], params: TrainParams, min_delta: f
 
 @contextlib.contextmanager
 def averaged_weights(model: "keras.Model", batches: Iterable[np.ndarray] = ()) -> Iterator[None]:
-    """Within the block the model has its averaged weights, if its optimizer keeps any; then its own again.
+    """Within the block the model has its averaged weights, if its optimizer has any; afterwards its own again.
 
     Args:
         batches: training images, uint8 (batch, size, size, 3), on which the statistics of batch normalisation are
-            estimated anew for the averaged weights, each batch counting alike, as Izmailov et al., "Averaging weights
-            leads to wider optima and better generalization" (UAI 2018, section 3.2) do. Without any they stay.
+            estimated anew for the averaged weights, all batches with the same weight, after Izmailov et al.,
+            "Averaging weights leads to wider optima and better generalization" (UAI 2018, section 3.2). Without any
+            the statistics stay.
     """
     if not getattr(model.optimizer, "average", 0):
         yield
@@ -102,7 +103,7 @@ def averaged_weights(model: "keras.Model", batches: Iterable[np.ndarray] = ()) -
     norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable]
     statistics = [v for layer in norms for v in (layer.moving_mean, layer.moving_variance)]
     variables = [*model.trainable_variables, *statistics]
-    # Copies: on JAX an array assigned is an array shared, and a training step may use the memory of each but once.
+    # Copies: JAX shares an assigned array, and a training step may use the memory of each array only once.
     own = [np.array(v) for v in variables]
     averages = [np.array(v) for v in model.optimizer.averages]
     try:
@@ -118,12 +119,12 @@ def averaged_weights(model: "keras.Model", batches: Iterable[np.ndarray] = ()) -
 def _estimate_statistics(
     model: "keras.Model", norms: list["keras.layers.BatchNormalization"], batches: Iterable[np.ndarray]
 ) -> None:
-    """Make the statistics of `norms` the mean over `batches` of each batch's own."""
+    """Set the statistics of `norms` to the mean of those of the batches."""
     momenta = [layer.momentum for layer in norms]
     try:
         for number, images in enumerate(batches):
             for layer in norms:
-                layer.momentum = number / (number + 1)  # read at each call, since none of them is compiled
+                layer.momentum = number / (number + 1)  # read at each call, because the call is not compiled
             model(images, training=True)
     finally:
         for layer, momentum in zip(norms, momenta, strict=True):

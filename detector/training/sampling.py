@@ -1,7 +1,7 @@
-"""What a training sees, in which order: the images of an epoch, pairs of one group, batches.
+"""What a training sees, and in which order: the images of an epoch, pairs of one group, batches, sample weights.
 
-Every image's augmentation is drawn from (seed, epoch, image) alone: neither the number of threads nor a resumed run
-changes a pixel.
+The augmentation of an image is drawn from (seed, epoch, image) alone, so neither the number of threads nor a resumed
+training changes a pixel.
 """
 
 from collections import defaultdict
@@ -11,8 +11,63 @@ import numpy as np
 
 from detector.augment.mixup import mix_pairs
 from detector.data.loader import map_ahead
+from detector.errors import UserError
+from detector.params import TrainParams
+from detector.training.split import Split
 
 Draw = Callable[[int, np.random.Generator], np.ndarray]
+
+
+class Sampler:
+    """Gives each epoch of a training its images, in order and in batches.
+
+    Args:
+        training: the images.
+        classes: of the network: 2 have one target, P(fake), more have one each.
+        shares: what part of an epoch comes from each source, as of `source_shares`.
+        params, seed: of the training.
+
+    Attributes:
+        batch_size: images in a batch, at most as many as there are.
+        steps: batches in an epoch; the images of an incomplete batch wait for another epoch.
+    """
+
+    def __init__(
+        self, training: Split, classes: int, shares: Mapping[str, float] | None, params: TrainParams, seed: int
+    ):
+        labels = training.labels
+        self.batch_size = min(params.batch_size, len(labels))
+        self.steps = len(labels) // self.batch_size
+        self._training, self._shares, self._seed = training, shares, seed
+        targets = labels if classes == 2 else np.eye(classes)[labels]
+        self._targets = targets.astype(np.float32).reshape(len(labels), -1)
+        self._weights = sample_weights(labels, params.class_weights, _frequency(training.sources, shares))
+        self._in_pairs = params.paired_batches and training.pairs > 0
+        self._mixup = params.mixup
+
+    def batches(self, draw: Draw, epoch: int) -> Iterator[tuple[np.ndarray, ...]]:
+        """The batches of an epoch, as of `training_batches`."""
+        order, paired = self._order(epoch)
+        return training_batches(
+            draw, order, self._targets, self.batch_size, self._seed, epoch, self._weights, paired, self._mixup
+        )
+
+    def images(self, draw: Draw, epoch: int, count: int) -> Iterator[np.ndarray]:
+        """The first images of an epoch once more, unmixed, in whole batches: as many as fit into `count`, or one.
+
+        Yields:
+            uint8 (batch_size, size, size, 3); nothing if `count` is 0.
+        """
+        first = self._order(epoch)[0][: max(self.batch_size, count) if count else 0]
+        batches = training_batches(draw, first, self._targets, self.batch_size, self._seed, epoch)
+        return (images for images, _ in batches)
+
+    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """The images of an epoch and which of them are pairs, as of `paired_order`, if they come in pairs."""
+        order = epoch_order(self._training.sources, self._shares, self._seed, epoch)
+        if not self._in_pairs:
+            return order, None
+        return paired_order(order, self._training.labels, self._training.groups, self._seed, epoch)
 
 
 def training_batches(
@@ -26,34 +81,34 @@ def training_batches(
     paired: np.ndarray | None = None,
     mixup: float = 0,
 ) -> Iterator[tuple[np.ndarray, ...]]:
-    """One epoch of batches, all of one shape (what is left over waits for another epoch).
+    """One epoch of batches, all of one shape; an incomplete last batch is left out.
 
     Args:
-        draw: (index of an image, generator) -> uint8 (size, size, 3), what the network gets to see of it.
-        order: int (m,), the indices in the order of the epoch, as of `epoch_order`; some may stand in it repeatedly.
-        targets: float32 (n, k), what the network should say of each image.
-        batch_size: images a batch, at most m.
-        seed, epoch: what `draw` draws from, together with the index and how often it has come already.
-        weights: float (n,), what each image counts in the loss.
-        paired: bool (m // 2,), where order[2 k] and order[2 k + 1] are a pair, as of `paired_order`: the second is
-            drawn with the random numbers of the first, so that both are augmented alike. None: there are no pairs.
-        mixup: alpha of `mix_pairs`, which mixes each pair that one batch holds; 0 mixes none.
+        draw: (index of an image, generator) -> uint8 (size, size, 3), the augmented image.
+        order: int (m,), the indices in the order of the epoch, as of `epoch_order`; an index may be repeated.
+        targets: float32 (n, k), what the network should give for each image.
+        batch_size: images in a batch, at most m.
+        seed, epoch: seeds of `draw`, together with the index and the number of times that it has come before.
+        weights: float (n,), the sample weights.
+        paired: bool (m // 2,), where order[2 k] and order[2 k + 1] are a pair, as of `paired_order`: both are drawn
+            with the random numbers of the first, so that they are augmented alike. None: there are no pairs.
+        mixup: both parameters of the beta distribution from which a pair's share is drawn; 0: pairs are not mixed.
 
     Yields:
         images uint8 (batch_size, size, size, 3) RGB, targets (batch_size, k), and the weights, if given, float32
         (batch_size,).
     """
-    drawn_as = np.stack([order, _repeats(order)], axis=1)  # what, with seed and epoch, the generator of a place is of
+    keys = np.stack([order, _repeats(order)], axis=1)  # with seed and epoch, the seed of each place's generator
     if paired is not None:
         first = 2 * np.flatnonzero(paired)
-        drawn_as[first + 1] = drawn_as[first]
+        keys[first + 1] = keys[first]
 
     def load(places: np.ndarray) -> tuple[np.ndarray, ...]:
         indices = order[places]
         images = np.stack(
             [
-                draw(index, np.random.default_rng([seed, epoch, *drawn]))
-                for index, drawn in zip(indices, drawn_as[places], strict=True)
+                draw(index, np.random.default_rng([seed, epoch, *key]))
+                for index, key in zip(indices, keys[places], strict=True)
             ]
         )
         batch = [images, targets[indices]]
@@ -62,7 +117,7 @@ def training_batches(
         if paired is not None and mixup:
             within = first[(first >= places[0]) & (first < places[-1])] - places[0]
             pairs = np.stack([within, within + 1], axis=1)
-            rng = np.random.default_rng([seed, epoch, places[0], 0, 1])  # of five numbers, no image's is
+            rng = np.random.default_rng([seed, epoch, places[0], 0, 1])  # five numbers: no image has this seed
             share = rng.beta(mixup, mixup, len(pairs))
             for values in batch:
                 values[pairs] = mix_pairs(values[pairs], share)
@@ -77,8 +132,8 @@ def epoch_order(sources: np.ndarray, shares: Mapping[str, float] | None, seed: i
 
     Args:
         sources: text (n,), the source of each image.
-        shares: what part of the epoch comes from each source, of any sum; every image of a source is drawn equally
-            often, give or take one. None: each image once.
+        shares: what part of the epoch comes from each source, relative to their sum; the images of a source are drawn
+            equally often, give or take one. None: each image once.
     """
     rng = np.random.default_rng([seed, epoch])
     if shares is None:
@@ -95,7 +150,7 @@ def epoch_order(sources: np.ndarray, shares: Mapping[str, float] | None, seed: i
 def paired_order(
     order: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int, epoch: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same images with the real and the fake ones of a group side by side, as far as they come in equal number.
+    """The same images with the real and the fake images of a group side by side, as many as can be paired.
 
     Args:
         order: int (m,), the images of an epoch, as of `epoch_order`.
@@ -104,23 +159,68 @@ def paired_order(
         seed, epoch: what the new order is drawn from.
 
     Returns:
-        The order, int (m,), and for each two places of it, from the first on, whether they hold such a pair: bool
-        (m // 2,). A batch of even size holds whole pairs.
+        The new order, int (m,), and bool (m // 2,): whether its places 2 k and 2 k + 1 hold such a pair. A batch of
+        even size holds whole pairs.
     """
-    rng = np.random.default_rng([seed, epoch, 0, 0, 2])  # another generator than any image has
-    waiting: dict[tuple[str, bool], list[int]] = defaultdict(list)
+    rng = np.random.default_rng([seed, epoch, 0, 0, 2])  # five numbers: no image has this seed
+    unpaired: dict[tuple[str, bool], list[int]] = defaultdict(list)  # by group and whether they are fake
     pairs = []
     for index in order:
-        partners = waiting[groups[index], not labels[index]]
+        partners = unpaired[groups[index], not labels[index]]
         if partners:
             pairs.append((partners.pop(), index))
         else:
-            waiting[groups[index], bool(labels[index])].append(index)
-    alone = rng.permutation(np.array(sorted(i for indices in waiting.values() for i in indices), int))
+            unpaired[groups[index], bool(labels[index])].append(index)
+    alone = rng.permutation(np.array(sorted(i for indices in unpaired.values() for i in indices), int))
     even = len(alone) // 2 * 2
-    twos = np.concatenate([np.array(pairs, int).reshape(-1, 2), alone[:even].reshape(-1, 2)])
-    turn = rng.permutation(len(twos))
-    return np.concatenate([twos[turn].ravel(), alone[even:]]), turn < len(pairs)
+    couples = np.concatenate([np.array(pairs, int).reshape(-1, 2), alone[:even].reshape(-1, 2)])
+    shuffled = rng.permutation(len(couples))
+    return np.concatenate([couples[shuffled].ravel(), alone[even:]]), shuffled < len(pairs)
+
+
+def source_shares(training: Split, validation: Split, weights: dict[str, float] | None) -> dict[str, float] | None:
+    """What part of an epoch comes from each source, by `train.source_weights`; None if these are not set.
+
+    Raises:
+        UserError: the weights do not name the sources of the data.
+    """
+    if weights is None:
+        return None
+    present, validated = sorted(set(training.sources)), set(validation.sources)
+    if sorted(weights) != present or not validated <= set(present):
+        named = ", ".join(name or "unnamed" for name in present)
+        extra = sorted(validated - set(present))
+        more = f"; {extra[0] or 'unnamed'} is in validation alone" if extra else ""
+        raise UserError(
+            f"train.source_weights: names {', '.join(weights)}, but the sources of the training images are "
+            f"{named}{more}; give each of these a weight, or set it to null"
+        )
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items()}
+
+
+def sample_weights(labels: np.ndarray, how: str, frequency: np.ndarray | None = None) -> np.ndarray | None:
+    """The weight of each image in the loss, float (n,), 1 on average; None if all weigh the same.
+
+    Args:
+        labels: int (n,), the classes.
+        how: balanced (n / (classes * images of the class), so that each class weighs the same), none, or auto: balanced
+            if there are more than two classes.
+        frequency: float (n,), how often each comes in an epoch; None: once.
+    """
+    _, place = np.unique(labels, return_inverse=True)
+    counts = np.bincount(place, frequency)
+    if how == "none" or (how == "auto" and len(counts) == 2) or np.ptp(counts) < 1e-9 * len(labels):
+        return None
+    return counts.sum() / (len(counts) * counts[place])
+
+
+def _frequency(sources: np.ndarray, shares: Mapping[str, float] | None) -> np.ndarray | None:
+    """How often each image comes in an epoch, float (n,); None if the sources have no shares."""
+    if shares is None:
+        return None
+    names, place, counts = np.unique(sources.astype(str), return_inverse=True, return_counts=True)
+    return (np.array([shares[name] for name in names]) * len(sources) / counts)[place]
 
 
 def _repeats(order: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from benchmarks.recipes import __main__ as recipes
 from detector.errors import UserError
 from detector.evaluation.bootstrap import bootstrap
 from detector.experiments.recipes import changed, of_data, read
-from detector.metrics import score
+from detector.metrics import METRICS, score
 from detector.params import check_params, flatten, read_yaml
 from detector.tracking.store import tracking_uri
 
@@ -192,8 +192,8 @@ def test_one_seed_gives_the_interval_of_resampled_groups(table, tmp_path):
     rows = scored("published-3").query("set == 'test' and path.str.startswith('two/')")
     labels, p_fake = rows["label"].to_numpy(), rows["p_fake"].to_numpy()
     values = score(labels, p_fake, 0.4)
-    spread = bootstrap(labels, p_fake, rows["group"].tolist(), 0.4, recipes.FIGURES, n=200, seed=3)
-    assert found["two"] == {name: {"mean": values[name], **spread[name]} for name in recipes.FIGURES}
+    spread = bootstrap(labels, p_fake, rows["group"].tolist(), 0.4, n=200, seed=3)
+    assert found["two"] == {name: {"mean": values[name], **spread[name]} for name in METRICS}
     auc = found["two"]["auc"]
     assert auc["low"] < auc["mean"] < auc["high"]
     assert f"{auc['mean']:.3f} ({auc['low']:.3f} to {auc['high']:.3f}), " in (tmp_path / "table.md").read_text()

@@ -20,7 +20,8 @@ import numpy as np
 from detector.models.backend import keras, make_deterministic
 from detector.params import load_params
 from detector.training.checkpoint import Checkpoint
-from detector.training.loop import Split, train
+from detector.training.loop import train
+from detector.training.split import Split
 
 class Images:
     def __init__(self, n):

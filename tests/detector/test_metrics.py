@@ -1,6 +1,8 @@
 import itertools
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -138,7 +140,7 @@ def test_anything_undefined_is_none_and_the_rest_is_finite(pairs, threshold):
         assert not undefined
     else:
         absent = "false_negative_rate" if found["n_fake"] == 0 else "false_positive_rate"
-        assert undefined == {*metrics.RANKING, "balanced_accuracy", absent}
+        assert undefined == {*(one.name for one in metrics.of_kind("ranking")), "balanced_accuracy", absent}
 
 
 def test_one_image_and_constant_scores():
@@ -169,6 +171,59 @@ def test_bad_input_is_one_line(function, labels, p_fake, message):
     with pytest.raises(UserError, match=message) as caught:
         function(labels, p_fake)
     assert "\n" not in str(caught.value)
+
+
+# --- the table
+
+
+def test_every_metric_is_one_function_with_its_names_and_its_definition():
+    rows = METRICS.values()
+    assert list(METRICS) == [one.name for one in rows] and all(one.values.__doc__ for one in rows)
+    assert len({one.title for one in rows}) == len({one.heading for one in rows}) == len(METRICS)
+    kinds = [metrics.of_kind(kind) for kind in ("threshold", "ranking", "probability")]
+    assert sorted(one.name for of_kind in kinds for one in of_kind) == sorted(METRICS)
+
+
+def test_a_share_of_images_is_a_whole_number_of_them():
+    labels, p_fake = drawn(77)
+    found = score(labels, p_fake)
+    for one in METRICS.values():
+        if one.share_of:
+            count = found[one.name] * found[one.share_of]
+            assert count == pytest.approx(round(count), abs=1e-9) and one.percent and one.plain, one.name
+
+
+def test_lower_is_better_where_a_model_that_is_always_wrong_scores_higher():
+    labels = np.array([0, 1, 1, 0, 0])
+    right, wrong = (score(labels, np.abs(labels - error)) for error in (0.02, 0.98))
+    for name, one in METRICS.items():
+        assert (right[name] < wrong[name]) == one.lower_is_better and right[name] != wrong[name], name
+
+
+def test_only_all_and_nothing_are_written_as_all_and_nothing():
+    auc, accuracy = METRICS["auc"], METRICS["accuracy"]
+    assert [accuracy.text(p) for p in (0, 1e-4, 0.125, 0.9999, 1)] == [
+        "0.0 %",
+        "<0.1 %",
+        "12.5 %",
+        ">99.9 %",
+        "100.0 %",
+    ]
+    assert [auc.text(p) for p in (0, 1e-4, 0.125, 0.9999, 1)] == ["0.000", "<0.001", "0.125", ">0.999", "1.000"]
+    assert metrics.decimal(3.14159, 2) == "3.14" and metrics.decimal(0.997, 2) == ">0.99"
+    assert [auc.text(None), accuracy.text(math.nan, "-")] == ["not defined", "-"]
+    assert accuracy.between(0.85, 0.9999) == "85.0 to >99.9 %" and auc.between(0.5, 0.75) == "0.500 to 0.750"
+
+
+def test_an_option_that_names_no_metric_is_refused():
+    metrics.check_metric("--sort", "speed", ["speed"])
+    with pytest.raises(UserError, match=r"^--metric: there is no 'AUC'; choose from accuracy, "):
+        metrics.check_metric("--metric", "AUC")
+
+
+def test_the_table_is_light():
+    code = "import sys, detector.metrics; sys.exit(bool({'scipy', 'sklearn', 'pandas'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 # --- classes

@@ -180,6 +180,7 @@ def test_every_number_has_a_lower_bound_and_is_a_number(refused, key, value):
         ("augment.cutout", [0, 0.5, 1], [-0.1, 1.1]),
         ("augment.corruption.generic", [0, 0.5, 1], [-0.1, 1.1]),
         ("augment.corruption.matched", [0, 1.0], [2]),
+        ("augment.corruption.other", [0, 1.0], [2]),
         ("augment.corruption.strength", [[0, 0], [0.2, 1]], [[], [1], [0.5, 0.4], [0, 1.1]]),
         ("train.epochs", [1, 10_000], [0, 10_001, 1.0, 1.5]),
         ("train.batch_size", [2, 4096], [1, 4097]),
@@ -213,7 +214,11 @@ def test_every_number_has_a_lower_bound_and_is_a_number(refused, key, value):
         ("train.precision", ["auto", "float32", "bfloat16"], ["float16", "mixed", ""]),
         ("evaluate.threshold", [0.001, 0.999, "auto"], [0, 1, "Auto"]),
         ("evaluate.calibration.images", ["clean", "perturbed", "mixed"], ["dirty"]),
-        ("evaluate.calibration.corruption_sets", [["generic"], ["generic", "matched"]], [[], ["fog"], "generic"]),
+        (
+            "evaluate.calibration.corruption_sets",
+            [["generic"], ["generic", "matched"], ["other"]],
+            [[], ["fog"], "generic"],
+        ),
         ("evaluate.calibration.corruptions", [1, 4], [0, 5]),
         ("evaluate.calibration.strength", [[0, 0], [0.2, 1]], [[], [1], [0.5, 0.4], [0, 1.1], [-1, 0]]),
         ("evaluate.calibration.max_images", [10], [9]),
@@ -248,7 +253,7 @@ def test_ranges(load, refused, key, taken, not_taken):
         (
             "evaluate.calibration.corruption_sets",
             [],
-            "evaluate.calibration.corruption_sets: must be a list of 1 to 2 out of generic, matched, got []",
+            "evaluate.calibration.corruption_sets: must be a list of 1 to 3 out of generic, matched, other, got []",
         ),
         ("model.backbone", "vgg", "model.backbone: must be one of xception, "),
         ("model.weights", "", "model.weights: must be a text that is not empty, got ''"),
@@ -256,7 +261,7 @@ def test_ranges(load, refused, key, taken, not_taken):
         ("augment.brightness", [1], "augment.brightness: must be a list of 2 numbers, got [1]"),
         ("augment.brightness", [0, 2], "augment.brightness.0: must be a number above 0 and at most 4, got 0"),
         ("augment.brightness", [2, 1], "augment.brightness: must be [from, to] with from no larger than to"),
-        ("train.mixup", 0.5, "train.mixup: mixes pairs; set it to 0, or train.paired_batches to true"),
+        ("train.mixup", 0.5, "train.mixup: needs pairs to mix; set it to 0, or train.paired_batches to true"),
         (
             "train.progressive.image_size",
             80,
@@ -288,7 +293,7 @@ def test_messages_say_what_is_allowed_and_what_was_given(refused, key, value, me
         ),
         (
             {"ema_norm_images": 64},
-            "train.ema_norm_images: is for averaged weights; set it",
+            "train.ema_norm_images: needs averaged weights; set it",
         ),
         ({"min_learning_rate": 0.1}, "train.min_learning_rate: must be at most train.learning_rate, 0.001, got 0.1"),
     ],
@@ -314,7 +319,7 @@ def test_a_missing_key_is_named(refused, key):
 
 @pytest.mark.parametrize("section", ["", *(f"{name}." for name in SECTIONS)])
 def test_an_unknown_key_is_named(refused, section):
-    assert refused(changed(f"{section}epoch", 3)) == f"{section}epoch: unknown key; remove it or mend its spelling"
+    assert refused(changed(f"{section}epoch", 3)) == f"{section}epoch: unknown key; remove it or correct its spelling"
 
 
 def test_all_faults_are_told_at_once(refused):
@@ -360,7 +365,7 @@ def test_a_key_given_twice_is_refused_with_its_line(refused, key, value):
     lines = TEXT.splitlines()
     again = lines[line_of(key)] if value is None else lines[line_of(key)].split(":")[0] + f": {value}"
     text = "\n".join([*lines[: line_of(key) + 1], again, *lines[line_of(key) + 1 :]])
-    assert refused(text) == f"not valid YAML in line {line_of(key) + 2}: {key} stands twice in one section; mend it"
+    assert refused(text) == f"not valid YAML in line {line_of(key) + 2}: {key} occurs twice in one section; correct it"
 
 
 def test_the_same_key_in_two_sections_is_fine(load):
@@ -439,13 +444,13 @@ def test_the_head_alone_cannot_be_all_of_a_training(refused):
 
 def test_faces_are_cropped_from_photographs_alone(load, refused):
     content = changed("data.face_crop", "largest")
-    assert refused(content).startswith("data.face_crop: the drawn sample is of faces already")
+    assert refused(content).startswith("data.face_crop: the images of the drawn sample are face crops already")
     content["data"] |= {"source": "folder", "path": "photos"}
     assert load(content).data.face_crop == "largest"
 
 
 def test_a_warmup_needs_a_cosine(load, refused):
     content = changed("train.warmup", 0.1)
-    assert refused(content) == "train.warmup: is for a cosine; set it to 0, or train.schedule to cosine"
+    assert refused(content) == "train.warmup: needs the cosine schedule; set it to 0, or train.schedule to cosine"
     content["train"]["schedule"] = "cosine"
     assert load(content).train.warmup == 0.1

@@ -1,8 +1,7 @@
 """Drawn portraits: people who do not exist, so that a first run needs no download and nobody's face.
 
-A portrait is made the way a painter works: background, back hair, body, head, features, front hair, each in
-flat colours with some texture, in face units on a head that can turn; then one light falls on a relief of the
-whole subject.
+A portrait is made the way a painter works: background, back hair, body, head, features, front hair, each in flat
+colours with some texture, in face units on a head that can turn; then one light falls on a relief of the whole subject.
 """
 
 from dataclasses import dataclass
@@ -24,10 +23,9 @@ SUPERSAMPLING = 2  # painted larger than asked for, then averaged down
 class Drawing:
     """A drawn portrait.
 
-    pixels: float32 (size, size, 3), RGB 0..1. landmarks: float32 (7, 2), x and y in pixels of both eyes, nose
-    tip, both mouth corners, chin and the point between the brows. face: float32 (size, size), 1 on the inner
-    face, from the brows to the chin, 0 elsewhere. head: 1 on the head, less its ears, whatever hair is
-    in front of it.
+    pixels: float32 (size, size, 3), RGB 0..1. landmarks: float32 (7, 2), x and y in pixels of both eyes, nose tip, both
+    mouth corners, chin and the point between the brows. face: float32 (size, size), 1 on the inner face, from the brows
+    to the chin, 0 elsewhere. head: 1 on the head, less its ears, whatever hair is in front of it.
     """
 
     pixels: np.ndarray
@@ -71,17 +69,6 @@ def render(who: Identity, scene: Scene, size: int) -> Drawing:
 def _inner_face(who: Identity) -> np.ndarray:
     """The part of a face that shows who it is, brows to chin, (n, 2) face units."""
     w, top = who.width, -who.brow_height - 0.10
-    return closed(
-        mirrored(
-            [
-                (0, top - 0.02),
-                (0.3, top - 0.03),
-                (w * 0.80, top + 0.12),
-                (w * 0.84, 0.1),
-                (w * 0.74, 0.42),
-                (who.jaw * 0.8, 0.66),
-                (who.chin + 0.03, 0.87),
-                (0, 0.93),
-            ]
-        )
-    )
+    upper = [(0, top - 0.02), (0.3, top - 0.03), (w * 0.80, top + 0.12), (w * 0.84, 0.1)]
+    lower = [(w * 0.74, 0.42), (who.jaw * 0.8, 0.66), (who.chin + 0.03, 0.87), (0, 0.93)]
+    return closed(mirrored([*upper, *lower]))

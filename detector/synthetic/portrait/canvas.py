@@ -24,15 +24,11 @@ class Canvas:
     def lines(self, curves, colour, width=1.0, alpha=1.0, soft=0.0, clip=None) -> None:
         """Draw one or more open curves, `width` pixels wide."""
         thick = max(1, round(width))
-        self._blend(
-            curves,
-            lambda m, q: cv2.polylines(m, q, False, 255, thick, cv2.LINE_AA, 4),
-            colour,
-            alpha,
-            soft,
-            clip,
-            thick,
-        )
+
+        def draw(mask: np.ndarray, points: list[np.ndarray]) -> None:
+            cv2.polylines(mask, points, False, 255, thick, cv2.LINE_AA, 4)
+
+        self._blend(curves, draw, colour, alpha, soft, clip, thick)
 
     def loop(self, outline, colour, width=1.0, alpha=1.0) -> None:
         """Draw a closed outline's edge, `width` pixels wide."""
@@ -116,18 +112,9 @@ def noise(rng: np.random.Generator, side: int, cells: int, octaves: int = 1) -> 
 
 # --- Curves ---------------------------------------------------------------------------------------
 
-_STEPS = np.arange(8)[:, None] / 8
-_BASIS = (
-    0.5
-    * np.hstack(
-        [
-            -_STEPS + 2 * _STEPS**2 - _STEPS**3,
-            2 - 5 * _STEPS**2 + 3 * _STEPS**3,
-            _STEPS + 4 * _STEPS**2 - 3 * _STEPS**3,
-            _STEPS**3 - _STEPS**2,
-        ]
-    )
-).astype(np.float32)
+_T = np.arange(8) / 8
+_BASIS = np.stack([-_T + 2 * _T**2 - _T**3, 2 - 5 * _T**2 + 3 * _T**3, _T + 4 * _T**2 - 3 * _T**3, _T**3 - _T**2], 1)
+_BASIS = (0.5 * _BASIS).astype(np.float32)
 _CIRCLE = np.stack([f(np.arange(24) * (2 * pi / 24)) for f in (np.cos, np.sin)], 1)
 
 

@@ -18,21 +18,8 @@ def body(s: Sitting) -> None:
     """Neck, shoulders and clothes."""
     who, scene, c, px = s.who, s.scene, s.canvas, s.px
     w = (0.36 if who.feminine else 0.44) * (0.9 + who.width / 7)  # half the neck
-    neck = _torso(
-        s,
-        closed(
-            [
-                (-w, 0.45),
-                (w, 0.45),
-                (w * 0.98, 1.0),
-                (w * 1.25, 1.3),
-                (0.3, 1.6),
-                (-0.3, 1.6),
-                (-w * 1.25, 1.3),
-                (-w * 0.98, 1.0),
-            ]
-        ),
-    )
+    half = [(w, 0.45), (w * 0.98, 1.0), (w * 1.25, 1.3), (0.3, 1.6)]
+    neck = _torso(s, closed([(-w, 0.45), *half, *((-x, y) for x, y in half[:0:-1])]))
     c.paint(neck, who.skin * 0.93)
     s.cover("neck", c.mask(neck))
     for x in (-0.11, 0.11):  # sinews
@@ -43,9 +30,8 @@ def body(s: Sitting) -> None:
     if scene.clothes in ("shirt", "suit"):
         _collar(s, w)
     elif scene.clothes == "turtleneck":
-        roll = _torso(
-            s, closed([(-w * 1.05, 0.98), (0, 1.08), (w * 1.05, 0.98), (w * 1.2, 1.3), (0, 1.45), (-w * 1.2, 1.3)])
-        )
+        roll = [(-w * 1.05, 0.98), (0, 1.08), (w * 1.05, 0.98), (w * 1.2, 1.3), (0, 1.45), (-w * 1.2, 1.3)]
+        roll = _torso(s, closed(roll))
         c.paint(roll, mix(scene.cloth, WHITE, 0.06))
         s.cover("body", c.mask(roll))
         ribs = [_torso(s, curve([(x, 1.03), (x * 1.05, 1.2), (x * 1.12, 1.38)])) for x in np.linspace(-w, w, 13)]
@@ -80,9 +66,8 @@ def _garment(s: Sitting, w: float) -> np.ndarray:
     wide = {"dress": 1.9, "tee": 1.15}.get(scene.clothes, 1.0) * w
     shoulder = [(w * 0.75, 1.12), (w * 1.3, 1.24), (broad * 0.72, 1.36), (broad, 1.58), (broad * 1.12, 2.2)]
     if scene.clothes == "dress":
-        bare = _torso(
-            s, closed([(-broad * 1.1, 2.3), *((-x, y) for x, y in reversed(shoulder)), *shoulder, (broad * 1.1, 2.3)])
-        )
+        half = [*shoulder, (broad * 1.1, 2.3)]
+        bare = _torso(s, closed([*((-x, y) for x, y in reversed(half)), *half]))
         c.paint(bare, who.skin * 0.95)
         s.cover("body", c.mask(bare))
         shoulder = [(wide, 1.27), *shoulder[2:]]
@@ -132,8 +117,7 @@ def _collar(s: Sitting, w: float) -> None:
             c.paint(_torso(s, tie), scene.cloth2 * 0.8)
             c.lines(_torso(s, [(-0.07, 1.53), (0.07, 1.53)]), scene.cloth2 * 0.5, 0.02 * px, 0.8)
     for side in (-1, 1):
-        flap = np.array([(w * 0.92, 1.02), (w * 1.22, 1.2), (0.30, 1.74), (0.03, 1.62)]) * (side, 1)
-        flap = _torso(s, flap)
+        flap = _torso(s, np.array([(w * 0.92, 1.02), (w * 1.22, 1.2), (0.30, 1.74), (0.03, 1.62)]) * (side, 1))
         c.paint(flap, mix(shirt, WHITE, 0.25))
         c.loop(flap, shirt * 0.6, 1, 0.7)
         if suit:
@@ -146,11 +130,8 @@ def _collar(s: Sitting, w: float) -> None:
 def _hood(s: Sitting, w: float) -> None:
     c, cloth = s.canvas, s.scene.cloth
     for side in (-1, 1):
-        hood = closed(
-            np.array([(w * 0.9, 1.0), (w * 1.55, 0.98), (w * 1.75, 1.28), (0.25, 1.6), (0.06, 1.56), (w * 0.8, 1.28)])
-            * (side, 1)
-        )
-        hood = _torso(s, hood)
+        hood = [(w * 0.9, 1.0), (w * 1.55, 0.98), (w * 1.75, 1.28), (0.25, 1.6), (0.06, 1.56), (w * 0.8, 1.28)]
+        hood = _torso(s, closed(np.array(hood) * (side, 1)))
         c.paint(hood, mix(cloth, WHITE, 0.22))
         c.loop(hood, cloth * 0.62, 1, 0.6)
         s.cover("body", c.mask(hood))
@@ -179,19 +160,9 @@ def head(s: Sitting) -> np.ndarray:
     who, c, p, px = s.who, s.canvas, s.pose, s.px
     _ears(s)
     w, j, ch = who.width, who.jaw, who.chin
-    half = [
-        (0, -1.0),
-        (0.51 * w, -0.93),
-        (0.84 * w, -0.68),
-        (w * 0.97, -0.3),
-        (w, 0.0),
-        (w * 0.96, 0.26),
-        (j * 0.5 + w * 0.46, 0.48),
-        (j, 0.7),
-        (ch + 0.1, 0.9),
-        (ch * 0.45, 1.0),
-    ]
-    outline = closed([*half, *((-x, y) for x, y in reversed(half[1:]))])
+    skull = [(0, -1.0), (0.51 * w, -0.93), (0.84 * w, -0.68), (w * 0.97, -0.3), (w, 0.0), (w * 0.96, 0.26)]
+    lower = [(j * 0.5 + w * 0.46, 0.48), (j, 0.7), (ch + 0.1, 0.9), (ch * 0.45, 1.0)]
+    outline = closed(mirrored([*skull, *lower]))
     outline = p(outline, 0.08 + 0.3 * np.clip(outline[:, 1] - 0.2, 0, 1))  # the chin stands out
     mask = c.mask(outline)
     c.paint(outline, who.skin)
@@ -233,8 +204,7 @@ def _wrinkles(s: Sitting, mask: np.ndarray) -> None:
     x = who.eye_gap
     for side in (-1, 1):
         fold = [(who.nose_width + 0.03, who.nose_length - 0.01), (0.27, 0.5), (0.33, who.mouth_height)]
-        fold = np.array(fold)
-        c.paint(ribbon(p(curve(fold * (side, 1))), 0.05 * px), deep, 0.6 * k, 0.015 * px)
+        c.paint(ribbon(p(curve(np.array(fold) * (side, 1))), 0.05 * px), deep, 0.6 * k, 0.015 * px)
         bag = np.array([(x - 0.13, 0.11), (x, 0.17), (x + 0.15, 0.1)])
         c.paint(ribbon(p(curve(bag * (side, 1))), 0.04 * px), deep, 0.5 * k, 0.012 * px)
         feet = [p([(side * (x + 0.21), 0.02 + dy), (side * (x + 0.27), 0.03 + 1.9 * dy)]) for dy in (-0.05, 0, 0.05)]
@@ -255,10 +225,8 @@ def eyes(s: Sitting, head: np.ndarray) -> None:
 
 
 def _eye(s: Sitting, side: int) -> None:
-    who, scene, c, p, px = s.who, s.scene, s.canvas, s.pose, s.px
-    w = who.eye_size
+    who, scene, c, p, px, skin, w = s.who, s.scene, s.canvas, s.pose, s.px, s.who.skin, s.who.eye_size
     h = w * who.eye_open * max(0.35, 1 - scene.squint - 0.25 * max(0, scene.smile)) * 1.35
-    skin = who.skin
 
     def at(points) -> np.ndarray:  # from the eye's own units: -1 and 1 are its inner and outer corner
         q = np.asarray(points, np.float32)
@@ -298,10 +266,13 @@ def _brow(s: Sitting, side: int, head: np.ndarray) -> None:
     who, scene, c, px = s.who, s.scene, s.canvas, s.px
     x, arch, weight = who.eye_gap, who.brow_arch, who.brow_weight
     y = -who.brow_height - scene.brow_raise - 0.02 * max(0, scene.smile)
-    arc = np.array(
-        [(x - 0.19, y + 0.015), (x - 0.05, y - 0.015 - arch * 0.6), (x + 0.11, y - 0.01 - arch), (x + 0.24, y + 0.075)]
-    )
-    brow = s.pose(curve(arc * (side, 1)), 0.66)
+    arc = [
+        (x - 0.19, y + 0.015),
+        (x - 0.05, y - 0.015 - arch * 0.6),
+        (x + 0.11, y - 0.01 - arch),
+        (x + 0.24, y + 0.075),
+    ]
+    brow = s.pose(curve(np.array(arc) * (side, 1)), 0.66)
     colour = mix(who.hair, (0.12, 0.08, 0.06), 0.45)
     c.paint(ribbon(brow, weight * px, (0.75, 0.1)), colour, 0.72, 0.008 * px, head)
     rng = np.random.default_rng(who.seed + side + 1)
@@ -321,8 +292,7 @@ def nose(s: Sitting, head: np.ndarray) -> None:
     flank = curve([(-lit * 0.075, -0.12), (-lit * 0.06, 0.1), (-lit * w * 0.62, y - 0.1), (-lit * w, y)])
     c.paint(ribbon(p(flank, 0.78), 0.07 * px), dark, 0.3, 0.025 * px, head)
     under = [(-w, y - 0.01), (-w * 0.75, y + 0.055), (0, y + 0.075), (w * 0.75, y + 0.055), (w, y - 0.01)]
-    under = curve(under)
-    c.paint(ribbon(p(under, 0.82), 0.05 * px, (0.3, 0.3)), dark, 0.5, 0.014 * px, head)
+    c.paint(ribbon(p(curve(under), 0.82), 0.05 * px, (0.3, 0.3)), dark, 0.5, 0.014 * px, head)
     for k in (-1, 1):
         wing = curve([(k * w * 0.82, y - 0.07), (k * w * 1.04, y - 0.01), (k * w * 0.8, y + 0.045)])
         c.paint(ribbon(p(wing, 0.78), 0.026 * px), dark, 0.65, 0.005 * px)
@@ -374,16 +344,14 @@ def mouth(s: Sitting) -> None:
         c.paint(at(ellipse((k * (w + 0.008), corner), 0.025, 0.02)), dark, 0.5, 0.008 * px)
         if smile > 0.35:
             dimple = np.array([(w + 0.05, corner - 0.1), (w + 0.085, corner), (w + 0.05, corner + 0.09)])
-            dimple = curve(dimple * (k, 1))
-            c.paint(ribbon(s.pose(dimple), 0.032 * px), dark * 1.4, 0.35 * smile, 0.01 * px)
+            c.paint(ribbon(s.pose(curve(dimple * (k, 1))), 0.032 * px), dark * 1.4, 0.35 * smile, 0.01 * px)
     shade = at(ellipse((0, y + gap + sag + f * 1.5 + 0.035), w * 0.6, 0.03))
     c.paint(shade, who.skin * (0.6, 0.45, 0.42), 0.45, 0.018 * px)
 
 
 def _lip(w: float, corner: float, left_to_middle: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """A lip's line from corner to corner; x is a part of `w`, given from the corner to the middle."""
-    half = [(-w, corner), *((-x * w, y) for x, y in left_to_middle)]
-    return [*half, *((-x, y) for x, y in reversed(half) if x != 0)]
+    return mirrored([(-w, corner), *((-x * w, y) for x, y in left_to_middle)])
 
 
 def beard(s: Sitting, head: np.ndarray) -> None:
@@ -396,36 +364,12 @@ def beard(s: Sitting, head: np.ndarray) -> None:
     lip = y - who.lip_fullness * 0.85
     low = y + who.lip_fullness * 1.2 + 1.1 * _opening(s) + 0.02
     long = {"long": 0.32, "short": 0.06}.get(who.beard, 0.0)
-    moustache = closed(
-        mirrored(
-            [
-                (0, lip - 0.10),
-                (0.14, lip - 0.10),
-                (0.28, lip + 0.05),
-                (0.34, y + 0.06),
-                (0.24, y + 0.02),
-                (0.1, lip + 0.02),
-                (0, lip + 0.01),
-            ]
-        )
-    )
-    upper = [
-        (w * 0.99, 0.08),
-        (w * 0.88, 0.2),
-        (w * 0.72, 0.42),
-        (0.36, 0.56),
-        (0.345, y),
-        (0.22, low),
-        (0, low + 0.03),
-    ]
-    outer = [
-        (0.0, 1.02 + long),
-        (0.22, 1.0 + long * 0.9),
-        (j * 0.85, 0.86 + long * 0.5),
-        (j + 0.07 + long * 0.1, 0.66 + long * 0.2),
-        (w * 0.98, 0.4),
-        (w * 1.01, 0.1),
-    ]
+    above = [(0, lip - 0.10), (0.14, lip - 0.10), (0.28, lip + 0.05), (0.34, y + 0.06)]
+    moustache = closed(mirrored([*above, (0.24, y + 0.02), (0.1, lip + 0.02), (0, lip + 0.01)]))
+    upper = [(w * 0.99, 0.08), (w * 0.88, 0.2), (w * 0.72, 0.42)]
+    upper += [(0.36, 0.56), (0.345, y), (0.22, low), (0, low + 0.03)]
+    outer = [(0.0, 1.02 + long), (0.22, 1.0 + long * 0.9), (j * 0.85, 0.86 + long * 0.5)]
+    outer += [(j + 0.07 + long * 0.1, 0.66 + long * 0.2), (w * 0.98, 0.4), (w * 1.01, 0.1)]
     whole = closed([*mirrored(upper), *((-x, v) for x, v in reversed(outer[1:])), *outer])
     chin = closed(mirrored([(0, low + 0.02), (0.14, low), (0.2, low + 0.1), (0.17, 0.98), (0, 1.05)]))
     shapes = {"moustache": [moustache], "goatee": [chin, moustache]}.get(who.beard, [whole, moustache])

@@ -21,7 +21,7 @@ class Cut:
     top: float  # how far it stands off the skull
     side: float
     low: float = 0.12  # y of its lower end
-    flow: str = "across"  # of the strands: across from the parting, back from the hairline, down the set_champion
+    flow: str = "across"  # of the strands: across from the parting, back from the hairline, down from the crown
     edge: str = "smooth"
     line: float = -0.6  # y of the hairline
     texture: str = "strands"
@@ -54,19 +54,9 @@ def behind(s: Sitting) -> None:
     cut, w = _cut(who), who.width
     if cut and cut.long:
         low = cut.low + 0.1
-        mass = closed(
-            mirrored(
-                [
-                    (0, -1.0),
-                    (w * 0.8, -0.8),
-                    (w + cut.side, -0.2),
-                    (w + cut.side + 0.08, low * 0.5),
-                    (w + cut.side + 0.02, low),
-                    (0, low),
-                ]
-            )
-        )
-        outline, colour = p(mass, -0.25), who.hair * 0.55
+        x = w + cut.side
+        half = [(0, -1.0), (w * 0.8, -0.8), (x, -0.2), (x + 0.08, low * 0.5), (x + 0.02, low), (0, low)]
+        outline, colour = p(closed(mirrored(half)), -0.25), who.hair * 0.55
     elif who.style == "afro":
         mass = ellipse((0, -0.3), w + cut.side * who.volume * 0.9, 0.95 + 0.2 * who.volume)
         outline, colour = p(mass, -0.2), who.hair * 0.55
@@ -74,22 +64,9 @@ def behind(s: Sitting) -> None:
         mass = ellipse((0.12 * who.parting, -1.16), 0.27 * who.volume, 0.25 * who.volume)
         outline, colour = p(mass, -0.2), who.hair * 0.85
     elif who.style == "ponytail":
-        mass = closed(
-            np.array(
-                [
-                    (0.3, -0.85),
-                    (0.85, -0.75),
-                    (1.08, -0.2),
-                    (1.02, 0.7),
-                    (0.85, 1.5),
-                    (0.7, 0.9),
-                    (0.72, 0.2),
-                    (0.6, -0.4),
-                ]
-            )
-            * (np.sign(who.parting), 1)
-        )
-        outline, colour = p(mass, -0.45), who.hair * 0.85
+        tail = [(0.3, -0.85), (0.85, -0.75), (1.08, -0.2), (1.02, 0.7), (0.85, 1.5)]
+        tail += [(0.7, 0.9), (0.72, 0.2), (0.6, -0.4)]
+        outline, colour = p(closed(np.array(tail) * (np.sign(who.parting), 1)), -0.45), who.hair * 0.85
     else:
         return
     mask = c.mask(outline)
@@ -243,18 +220,8 @@ def _tufts(s: Sitting) -> None:
     who, c, px, w = s.who, s.canvas, s.px, s.who.width
     rng = np.random.default_rng(who.seed + 4)
     for side in (-1, 1):
-        tuft = np.array(
-            [
-                (w - 0.02, 0.1),
-                (w + 0.06, 0.0),
-                (w + 0.09, -0.25),
-                (w + 0.02, -0.5),
-                (w - 0.08, -0.52),
-                (w - 0.09, -0.3),
-                (w - 0.05, -0.1),
-            ]
-        )
-        outline = s.pose(closed(tuft * (side, 1)), -0.02)
+        tuft = [(-0.02, 0.1), (0.06, 0.0), (0.09, -0.25), (0.02, -0.5), (-0.08, -0.52), (-0.09, -0.3), (-0.05, -0.1)]
+        outline = s.pose(closed(np.add(tuft, (w, 0)) * (side, 1)), -0.02)
         mask = c.mask(outline, 0.03 * px)
         c.tint(mask, who.hair, 0.92)
         s.cover("hair", mask)
@@ -277,80 +244,31 @@ def _braids(s: Sitting) -> None:
 
 
 def _headscarf(s: Sitting) -> None:
-    who, c, p, px, w = s.who, s.canvas, s.pose, s.px, s.who.width
-    cloth = who.accessory
-    outer = closed(
-        mirrored(
-            [
-                (0, -1.14),
-                (0.5, -1.06),
-                (w + 0.08, -0.6),
-                (w + 0.17, 0.0),
-                (w + 0.12, 0.6),
-                (0.75, 1.1),
-                (0.95, 1.6),
-                (0.7, 1.9),
-                (0, 1.95),
-            ]
-        )
-    )
-    inner = closed(
-        mirrored(
-            [
-                (0, -0.62),
-                (0.36, -0.56),
-                (w - 0.13, -0.25),
-                (w - 0.07, 0.2),
-                (who.jaw, 0.64),
-                (who.chin + 0.06, 0.93),
-                (0, 1.0),
-            ]
-        )
-    )
+    who, c, p, px, w, cloth = s.who, s.canvas, s.pose, s.px, s.who.width, s.who.accessory
+    hood = [(0, -1.14), (0.5, -1.06), (w + 0.08, -0.6), (w + 0.17, 0.0), (w + 0.12, 0.6)]
+    outer = closed(mirrored([*hood, (0.75, 1.1), (0.95, 1.6), (0.7, 1.9), (0, 1.95)]))
+    brow = [(0, -0.62), (0.36, -0.56), (w - 0.13, -0.25), (w - 0.07, 0.2)]
+    inner = closed(mirrored([*brow, (who.jaw, 0.64), (who.chin + 0.06, 0.93), (0, 1.0)]))
     opening = c.mask(p(inner, 0.3))
     c.tint(opening * (1 - blur(opening, 0.04 * px)), who.skin * SHADE, 0.55)
     mask = c.mask(p(outer, -0.05)) * (1 - opening)
     c.tint(mask, cloth)
     s.cover("body", mask)
     k = np.sign(who.parting)
-    folds = []
+    below, above = [], []
     for d in np.linspace(0.15, 0.9, 7) + np.random.default_rng(who.seed + 5).normal(0, 0.03, 7):
-        folds += [
-            p(
-                curve(
-                    [
-                        (-k * (w + 0.1 * d), 0.3),
-                        (-k * 0.6, 0.85 + 0.2 * d),
-                        (0, 1.05 + 0.35 * d),
-                        (k * 0.7, 0.95 + 0.6 * d),
-                        (k * 0.9, 0.7 + d),
-                    ]
-                ),
-                0.1,
-            ),
-            p(
-                curve(
-                    [
-                        (-w - 0.05 * d, 0.1),
-                        (-w - 0.02, -0.4 - 0.1 * d),
-                        (-0.4, -0.72 - 0.25 * d),
-                        (0, -0.72 - 0.35 * d),
-                        (0.4, -0.72 - 0.25 * d),
-                        (w + 0.02, -0.4 - 0.1 * d),
-                    ]
-                ),
-                0.0,
-            ),
-        ]
-    c.lines(folds[::2], cloth * 0.55, 0.03 * px, 0.6, 0.015 * px, mask)
-    c.lines(folds[1::2], cloth * 0.7, 0.02 * px, 0.4, 0.015 * px, mask)
-    shine = [fold + 0.03 * px for fold in folds]
+        left = [(-k * (w + 0.1 * d), 0.3), (-k * 0.6, 0.85 + 0.2 * d), (0, 1.05 + 0.35 * d)]
+        below.append(p(curve([*left, (k * 0.7, 0.95 + 0.6 * d), (k * 0.9, 0.7 + d)]), 0.1))
+        left = [(-w - 0.05 * d, 0.1), (-w - 0.02, -0.4 - 0.1 * d), (-0.4, -0.72 - 0.25 * d), (0, -0.72 - 0.35 * d)]
+        above.append(p(curve([*left, (0.4, -0.72 - 0.25 * d), (w + 0.02, -0.4 - 0.1 * d)]), 0.0))
+    c.lines(below, cloth * 0.55, 0.03 * px, 0.6, 0.015 * px, mask)
+    c.lines(above, cloth * 0.7, 0.02 * px, 0.4, 0.015 * px, mask)
+    shine = [fold + 0.03 * px for fold in [*below, *above]]
     c.lines(shine, mix(cloth, (1, 1, 1), 0.35), 0.02 * px, 0.4, 0.015 * px, mask)
 
 
 def _beanie(s: Sitting) -> None:
-    who, c, p, px, w = s.who, s.canvas, s.pose, s.px, s.who.width
-    cloth = who.accessory
+    who, c, p, px, w, cloth = s.who, s.canvas, s.pose, s.px, s.who.width, s.who.accessory
     half = [(0.42, -1.22), (w + 0.02, -0.85), (w + 0.06, -0.42)]
     dome = p(closed([(0, -1.30), *half, (0, -0.52), *((-x, y) for x, y in reversed(half))]), -0.02)
     half = [(0.4, -0.70), (w + 0.08, -0.56), (w + 0.08, -0.30), (0.4, -0.43)]

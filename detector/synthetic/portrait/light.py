@@ -46,24 +46,17 @@ def _relief(s: Sitting, side: int) -> np.ndarray:
     scale = s.px * side / s.canvas.side
     dome = 0.75 * np.sqrt(np.clip(1 - (u / (who.width + 0.06)) ** 2 - (v / 1.1) ** 2, 0, 1))
     nose, mouth, gap = who.nose_length, who.mouth_height, who.eye_gap
-    bumps = [  # x, y, their spread and height
-        (0, 0.08, 0.065, 0.22, 0.09),
-        (0, nose - 0.04, who.nose_width * 0.75, 0.10, 0.15),
-        (0, mouth, 0.26, 0.15, 0.05),
-        (0, mouth + 0.07, 0.12, 0.05, 0.025),
-        (0, 0.89, 0.15, 0.10, 0.06),
-        (0, -0.48, 0.42, 0.2, 0.03),
-        *(
-            (x, y, sx, sy, h)
-            for k in (-1, 1)
-            for x, y, sx, sy, h in (
-                (k * gap, -0.01, 0.19, 0.11, -0.09),
-                (k * gap, 0, 0.09, 0.06, 0.03),
-                (k * 0.3, -0.2, 0.2, 0.055, 0.025),
-                (k * 0.44, 0.26 - 0.04 * smile, 0.17, 0.15, 0.05 + 0.03 * smile),
-            )
-        ),
-    ]
+    # Each bump is x, y, its spread in both and its height: the middle of the face, then both sides.
+    bumps = [(0, 0.08, 0.065, 0.22, 0.09), (0, nose - 0.04, who.nose_width * 0.75, 0.10, 0.15)]
+    bumps += [(0, mouth, 0.26, 0.15, 0.05), (0, mouth + 0.07, 0.12, 0.05, 0.025)]
+    bumps += [(0, 0.89, 0.15, 0.10, 0.06), (0, -0.48, 0.42, 0.2, 0.03)]
+    for k in (-1, 1):
+        bumps += [
+            (k * gap, -0.01, 0.19, 0.11, -0.09),
+            (k * gap, 0, 0.09, 0.06, 0.03),
+            (k * 0.3, -0.2, 0.2, 0.055, 0.025),
+        ]
+        bumps.append((k * 0.44, 0.26 - 0.04 * smile, 0.17, 0.15, 0.05 + 0.03 * smile))
     for (a, b), (_, _, sx, sy, h) in zip(s.pose.turn([bump[:2] for bump in bumps]), bumps, strict=True):
         dome += h * np.exp(-(((u - a) / sx) ** 2) - ((v - b) / sy) ** 2)
 

@@ -12,7 +12,7 @@ from detector.synthetic.portrait.sitter import Identity, Scene
 class Pose:
     """Where a point of the face falls in the picture: a turn of the head, then an orthographic view.
 
-    Face units: x right, y down, the set_champion at y = -1, the eyes at 0, the chin at 1; z towards the viewer.
+    Face units: x right, y down, the crown at y = -1, the eyes at 0, the chin at 1; z towards the viewer.
     """
 
     def __init__(self, scene: Scene, side: int):

@@ -178,15 +178,5 @@ def _city(rng: np.random.Generator, n: int) -> Canvas:
     return c
 
 
-PLACES: dict[str, Callable[[np.random.Generator, int], Canvas]] = {
-    "bokeh": _bokeh,
-    "wall": _wall,
-    "studio": _studio,
-    "window": _window,
-    "landscape": _landscape,
-    "forest": _forest,
-    "shelf": _shelf,
-    "bricks": _bricks,
-    "sunset": _sunset,
-    "city": _city,
-}
+_PLACES = (_bokeh, _wall, _studio, _window, _landscape, _forest, _shelf, _bricks, _sunset, _city)
+PLACES: dict[str, Callable[[np.random.Generator, int], Canvas]] = {draw.__name__[1:]: draw for draw in _PLACES}

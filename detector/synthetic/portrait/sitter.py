@@ -8,64 +8,22 @@ import numpy as np
 from detector.synthetic.portrait.canvas import mix
 from detector.synthetic.portrait.scenery import PLACES
 
-SKINS = (
-    (252, 222, 198),
-    (246, 207, 176),
-    (235, 188, 150),
-    (222, 168, 126),
-    (198, 140, 98),
-    (168, 112, 76),
-    (138, 88, 60),
-    (108, 68, 46),
-    (82, 52, 38),
-)
-HAIRS = (
-    (24, 19, 18),
-    (50, 34, 26),
-    (88, 58, 38),
-    (122, 60, 32),
-    (176, 86, 42),
-    (146, 108, 64),
-    (212, 174, 112),
-    (232, 214, 178),
-)
-DYES = ((54, 120, 130), (206, 96, 140), (92, 78, 160), (176, 40, 48))
-IRISES = ((66, 40, 24), (92, 58, 32), (122, 90, 46), (86, 110, 66), (82, 122, 148), (110, 130, 140), (52, 34, 24))
-CLOTHS = (
-    (40, 52, 84),
-    (140, 40, 48),
-    (226, 222, 212),
-    (58, 62, 66),
-    (66, 104, 88),
-    (214, 164, 60),
-    (92, 132, 176),
-    (196, 104, 84),
-    (110, 84, 124),
-    (30, 32, 36),
-    (168, 176, 160),
-    (232, 190, 190),
-    (84, 66, 54),
-)
+
+def _palette(colours: str) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(bytes.fromhex(colour)) for colour in colours.split())
+
+
+SKINS = _palette("fcdec6 f6cfb0 ebbc96 dea87e c68c62 a8704c 8a583c 6c442e 523426")
+HAIRS = _palette("181312 32221a 583a26 7a3c20 b0562a 926c40 d4ae70 e8d6b2")
+DYES = _palette("367882 ce608c 5c4ea0 b02830")
+IRISES = _palette("422818 5c3a20 7a5a2e 566e42 527a94 6e828c 342218")
+CLOTHS = _palette("283454 8c2830 e2ded4 3a3e42 426858 d6a43c 5c84b0 c46854 6e547c 1e2024 a8b0a0 e8bebe 544236")
 
 # Chances: of a style for a masculine and for a feminine person, of the rest for anyone.
 STYLES = {
-    "bald": (6, 0.3),
-    "fringe of a bald head": (6, 0),
-    "buzz": (9, 1),
-    "crop": (13, 2),
-    "side part": (15, 2),
-    "quiff": (10, 1),
-    "spikes": (5, 0.5),
-    "curls": (8, 8),
-    "afro": (6, 7),
-    "bob": (1, 13),
-    "long": (3, 15),
-    "waves": (2, 15),
-    "bun": (2, 9),
-    "ponytail": (1, 8),
-    "braids": (0.3, 8),
-    "beanie": (6, 5),
-    "headscarf": (0, 7),
+    **{"bald": (6, 0.3), "fringe of a bald head": (6, 0), "buzz": (9, 1), "crop": (13, 2), "side part": (15, 2)},
+    **{"quiff": (10, 1), "spikes": (5, 0.5), "curls": (8, 8), "afro": (6, 7), "bob": (1, 13), "long": (3, 15)},
+    **{"waves": (2, 15), "bun": (2, 9), "ponytail": (1, 8), "braids": (0.3, 8), "beanie": (6, 5), "headscarf": (0, 7)},
 }
 BEARDS = {"none": 44, "stubble": 18, "moustache": 8, "goatee": 9, "short": 13, "long": 8}
 GLASSES = {"none": 66, "round": 11, "square": 12, "cat": 6, "sun": 3}
@@ -76,7 +34,7 @@ PATTERNS = {"plain": 3, "stripes": 1, "check": 1, "dots": 1}
 
 @dataclass(frozen=True)
 class Identity:
-    """What a person keeps. Colours are RGB, 0..1; lengths are in face units (set_champion to chin: 2)."""
+    """What a person keeps. Colours are RGB, 0..1; lengths are in face units (from the crown to the chin: 2)."""
 
     feminine: bool
     age: float  # 0 young .. 1 old

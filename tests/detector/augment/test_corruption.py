@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from detector.augment import corruption
 from detector.augment.corruption import CORRUPTIONS, SEVERITIES, corrupt, perturb
 from detector.errors import UserError
+from detector.params import CORRUPTION_SETS
 
 NAMES = list(CORRUPTIONS)
 wild = settings(max_examples=20, deadline=None)
@@ -182,7 +183,7 @@ def test_pooling_takes_whole_blocks(name, reduced, monkeypatch):
     assert np.abs(out[3::6, 3::6] - blocks).max() <= 1
 
 
-def test_unknown_names_arms_and_strengths_are_refused_in_one_line():
+def test_unknown_names_sets_and_strengths_are_refused_in_one_line():
     rng = np.random.default_rng(0)
     with pytest.raises(UserError, match=r"'sepia'.*jpeg.*rain"):
         corrupt(PORTRAIT, "sepia", 0.5, rng)
@@ -191,13 +192,45 @@ def test_unknown_names_arms_and_strengths_are_refused_in_one_line():
     with pytest.raises(UserError, match="between 0 and 1"):
         corrupt(PORTRAIT, "jpeg", float("nan"), rng)
     for corruption_sets in ((), ("generic", "weather")):
-        with pytest.raises(UserError, match="generic and matched"):
+        with pytest.raises(UserError, match="generic, matched, other"):
             perturb(PORTRAIT, rng, corruption_sets=corruption_sets)
+
+
+def test_an_empty_set_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr(
+        corruption, "CORRUPTIONS", {n: c for n, c in CORRUPTIONS.items() if c.corruption_set != "other"}
+    )
+    with pytest.raises(UserError, match=r"set other has no corruption yet; add one in detector/augment/corruption\.py"):
+        perturb(PORTRAIT, np.random.default_rng(0), corruption_sets=("generic", "other"))
+
+
+def test_a_corruption_added_to_the_set_other_changes_no_draw_of_the_existing_sets(monkeypatch, defaults):
+    image = PORTRAIT[:32, :32]
+    sets = (("generic",), ("matched",), ("generic", "matched"))
+    params = defaults.augment.model_copy(
+        update={"corruption": defaults.augment.corruption.model_copy(update={"generic": 0.5, "matched": 0.5})}
+    )
+
+    def draws() -> list[bytes]:
+        rng = np.random.default_rng
+        drawn = [perturb(image, rng(seed), corruption_sets=names) for names in sets for seed in range(30)]
+        drawn += [perturb(image, rng(seed)) for seed in range(30)]
+        drawn += [corruption.augment(image, params, rng(seed)) for seed in range(30)]
+        return [one.tobytes() for one in drawn]
+
+    before = draws()
+    negative = corruption.Corruption("negative", "colour", "other", lambda image, strength, rng: 255 - image)
+    monkeypatch.setattr(corruption, "CORRUPTIONS", {"negative": negative, **CORRUPTIONS})
+    assert draws() == before
+    np.testing.assert_array_equal(perturb(image, np.random.default_rng(0), ("other",), (1, 1)), 255 - image)
+    only_other = defaults.augment.corruption.model_copy(update={"other": 1.0})
+    chosen = defaults.augment.model_copy(update={"corruption": only_other})
+    np.testing.assert_array_equal(corruption.augment(image, chosen, np.random.default_rng(0)), 255 - image)
 
 
 def test_every_entry_is_what_its_key_says():
     assert all(c.name == name and c.apply is getattr(corruption, name) for name, c in CORRUPTIONS.items())
-    assert {c.corruption_set for c in CORRUPTIONS.values()} == {"generic", "matched"}
+    assert {"generic", "matched"} <= {c.corruption_set for c in CORRUPTIONS.values()} <= set(CORRUPTION_SETS)
 
 
 @pytest.fixture
@@ -213,7 +246,7 @@ def applied(monkeypatch):
     return calls
 
 
-def test_perturb_reaches_every_corruption_of_its_arms_and_no_other(applied):
+def test_perturb_reaches_every_corruption_of_its_sets_and_no_other(applied):
     rng = np.random.default_rng(0)
     for corruption_sets in (("generic",), ("matched",), ("generic", "matched")):
         applied.clear()
@@ -237,7 +270,7 @@ def test_perturb_draws_within_its_bounds_one_a_family_and_compresses_last(applie
         counts.add(len(names))
         firsts.add(families[0])
     assert counts == {2, 3, 4}
-    assert firsts == {c.family for c in CORRUPTIONS.values()} - {"compression"}
+    assert firsts == {c.family for c in CORRUPTIONS.values() if c.corruption_set != "other"} - {"compression"}
 
 
 def test_perturb_draws_no_more_than_there_are_families(applied):

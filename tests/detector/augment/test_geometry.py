@@ -18,7 +18,7 @@ NOTHING = {
     "zoom": 0,
     "horizontal_flip": False,
     "brightness": [1, 1],
-    "corruption": {"generic": 0, "matched": 0, "strength": [0, 1]},
+    "corruption": {"generic": 0, "matched": 0, "other": 0, "strength": [0, 1]},
     "self_blend": {"rate": 0, "donor": 0, "start_epoch": 1},
     "cutout": 0,
 }

@@ -29,7 +29,7 @@ def test_without_damage_it_is_the_geometry_and_draws_no_more(image, defaults):
 
 
 @pytest.mark.parametrize(("generic", "matched", "share"), [(0.5, 0, 0.5), (0, 0.3, 0.3), (0.5, 0.5, 0.75), (1, 0, 1)])
-def test_each_arm_comes_with_its_own_probability(image, with_damage, generic, matched, share):
+def test_each_corruption_set_comes_with_its_own_probability(image, with_damage, generic, matched, share):
     params = with_damage(generic=generic, matched=matched, strength=[0.5, 1.0])
     changed = [not np.array_equal(augment(image, 48, params, np.random.default_rng(i)), image) for i in range(300)]
     assert np.mean(changed) == pytest.approx(share, abs=0.09)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss, roc_auc_score
 
-from detector.augment.corruption import CORRUPTIONS, SEVERITIES, corrupt
+from detector.augment.corruption import CORRUPTIONS, SEVERITIES, Corruption, corrupt
 from detector.evaluation.bootstrap import bootstrap
 from detector.evaluation.calibration import UNCALIBRATED, Calibration
 from detector.evaluation.localization import localisation, with_known_forgery
@@ -278,7 +278,7 @@ def test_figures_in_one_format_by_hand():
     assert found["intervals"] == bootstrap(
         rows["label"], again, rows["group"].tolist(), 0.5, list(found["intervals"]), n=200
     )
-    assert set(found["intervals"]) == {"accuracy", "auc", "false_positive_rate", "false_negative_rate"}
+    assert set(found["intervals"]) == set(METRICS)
     same = in_one_format(rows, plain, plain, 0.5, resamples=200, seed=0)
     assert same["auc_difference"] == {"difference": 0, "low": 0, "high": 0}
 
@@ -446,6 +446,18 @@ def test_the_summary_is_the_mean_of_each_arm(network):
     names = [name for name, corruption in CORRUPTIONS.items() if corruption.corruption_set == "matched"]
     assert found["matched"]["auc"] == pytest.approx(np.mean(ladder["auc"][ladder["name"].isin(names)]))
     assert found["undamaged"]["accuracy"] == ladder["accuracy"][0]
+
+
+def test_a_corruption_of_the_set_other_is_scored_as_its_own_set(network, monkeypatch):
+    before = stress_summary(stress_ladder(rows_of(40), network, UNCALIBRATED, images=20, seed=2))
+    negative = Corruption("negative", "colour", "other", lambda image, strength, rng: 255 - image)
+    monkeypatch.setitem(CORRUPTIONS, "negative", negative)
+    ladder = stress_ladder(rows_of(40), network, UNCALIBRATED, images=20, seed=2)
+    own = ladder[ladder["corruption_set"] == "other"]
+    assert (own["name"] == "negative").sum() == 5
+    after = stress_summary(ladder)
+    assert after["other"]["auc"] == pytest.approx(own["auc"].mean())
+    assert all(after[name] == before[name] for name in ("undamaged", "generic", "matched"))
 
 
 def test_the_summary_of_one_class_has_no_auc(network):

@@ -391,7 +391,7 @@ def test_sets():
     found = compare(a, b)
     assert list(found["sets"]) == ["test", "test_perturbed"]
     assert found["notes"][:2] == ["A alone scored old", "B alone scored new"]
-    assert "question of its own" in found["notes"][2]
+    assert "tested by itself" in found["notes"][2]
     assert list(compare(a, b, sets=["test_perturbed"])["sets"]) == ["test_perturbed"]
     assert compare(a, b, sets=["test", "test"])["notes"] == []
     with pytest.raises(UserError, match="--set: B did not score 'old'; both scored test, test_perturbed"):

@@ -78,7 +78,7 @@ def test_the_published_recipes_file_becomes_the_model_to_evaluate(clone, monkeyp
     assert card.classes == ["real", "fake"] and card.image_size == SIZE and card.caveat == ""
     assert "XceptionNet_best_model.h5" in card.trained_on and card.data_digest == ""
     assert read_calibration(MODEL) == UNCALIBRATED
-    assert list(training(read_table(HISTORY, texts=[]))) == []  # no picture of a training that was not
+    assert list(training(read_table(HISTORY, texts=[]), None)) == []  # no picture of a training that was not
     summary = json.loads(TRAIN_SUMMARY.read_text())
     assert summary["command"] == f"convert {' '.join(RECIPE)}" and len(summary["sha256"]) == 64
     (entered,) = runs.all_runs()

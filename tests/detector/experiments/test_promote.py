@@ -353,7 +353,7 @@ def test_the_same_scores_are_no_better(register):
     assert promote(None)[1].startswith("Not promoted: version 2 (one) scores all 300 images of test as version 1 (one)")
 
 
-def test_one_that_accuses_more_is_refused(register):
+def test_one_with_more_false_positives_is_refused(register):
     register("middling", scores(1.5))
     promote(None)
     register("harsh", scores(0.5, fakes_from=3.0))
@@ -366,13 +366,13 @@ def test_one_that_accuses_more_is_refused(register):
     assert not better
 
 
-def test_without_real_images_nobody_knows_who_accuses_more(register):
+def test_without_real_images_the_false_positive_rates_are_unknown(register):
     for name, fakes in (("one", BAD), ("two", GOOD)):
         alone = fakes[fakes["label"] == 1].assign(set="fakes_alone")
         register(name, pd.concat([fakes, alone]), model=name)
         if name == "one":
             promote(None)
-    with pytest.raises(UserError, match=r"--set: fakes_alone holds no real image: whether .* accuses more"):
+    with pytest.raises(UserError, match="--set: fakes_alone holds no real image, so the false positive"):
         promote(None, name="fakes_alone", metric="false_negative_rate")
     assert champion() == 1
 
@@ -401,12 +401,12 @@ def test_only_one_promotes_at_a_time(register, project, monkeypatch):
     promote(None)
     register("two", GOOD, model="b")
 
-    def judged(*_):
+    def compared(*_):
         with pytest.raises(Timeout):
             FileLock(project / "mlruns" / ".promotion.lock").acquire(timeout=0)
         return True, "for the test"
 
-    monkeypatch.setattr("detector.experiments.promote._judged", judged)
+    monkeypatch.setattr("detector.experiments.promote._compared", compared)
     assert promote(None) == (True, "Promoted: for the test.") and champion() == 2
 
 

@@ -13,8 +13,8 @@ from detector.errors import UserError
 from detector.experiments import recipes
 from detector.params import Params, check_params, flatten, load_params, read_yaml
 from detector.paths import project_root
-from detector.training.loop import best_epoch, epochs_since_best
 from detector.training.optimizer import plateau_learning_rate
+from detector.training.selection import best_epoch, epochs_since_best
 
 ROOT = project_root()
 # The notebook's recipe once more. What it has no word for (head_epochs, mixup, ...) is at what switches it off.
@@ -36,6 +36,7 @@ NOTEBOOK = {
     "augment.cutout": 0,
     "augment.corruption.generic": 0,
     "augment.corruption.matched": 0,
+    "augment.corruption.other": 0,
     "augment.self_blend.rate": 0,
     "train.epochs": 10,
     "train.batch_size": 32,
@@ -211,7 +212,7 @@ def test_what_is_wrong_is_said_in_one_line_before_any_work(project, monkeypatch,
         ("train: {epoch: 3}", "recipes/own.yaml: train.epoch: unknown key"),
         ("train: {epochs: 3", "not valid YAML"),
         ("- train", "must hold sections and keys"),
-        ("train: {epochs: 3, epochs: 4}", "epochs stands twice"),
+        ("train: {epochs: 3, epochs: 4}", "epochs occurs twice"),
     ],
 )
 def test_a_recipe_that_is_wrong_is_named(project, text, words):

@@ -16,7 +16,6 @@ from detector.prepare.duplicates import (
     difference,
     find_duplicates,
     fingerprint,
-    resolve,
     resolve_test_set,
     shared_sources,
     summary,
@@ -168,6 +167,11 @@ def test_the_search_space_never_moves_two_images_apart(seed, noise, mirror):
 
 
 # ---- resolution
+
+
+def resolve(found, splits, labels, policy="drop", groups=None):
+    """`duplicates.resolve`, by default with a group of its own for every image."""
+    return duplicates.resolve(found, splits, labels, policy, range(len(labels)) if groups is None else groups)
 
 
 def test_the_split_that_judges_keeps_its_image():

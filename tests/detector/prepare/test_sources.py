@@ -221,6 +221,28 @@ def test_a_file_that_cannot_be_read_is_yielded_as_an_error(tmp_path):
     assert len(read) == len(IMAGES)
 
 
+def test_another_archive_type_is_a_class_and_a_row_in_the_table(tmp_path, monkeypatch):
+    class Listing:
+        """A text file that names the files of its archive, each of which holds its own name."""
+
+        def __init__(self, path):
+            self.files, self.ignored = dict.fromkeys(path.read_text().split()), Counter()
+
+        def read(self, paths):
+            return ((path, path.encode()) for path in paths)
+
+    monkeypatch.setitem(archives.ARCHIVES, ".listing", Listing)
+    names = [f"{split}/{kind}/1.png" for split in ("Train", "Validation", "Test") for kind in ("Real", "Fake")]
+    (tmp_path / "faces.LISTING").write_text(" ".join([*names, "notes.txt"]))
+    source = open_source(params(path=str(tmp_path / "faces.LISTING")), seed=0)
+    assert sorted(data for _, data in source.read()) == sorted(name.encode() for name in names)
+    assert source.name == "archive faces.LISTING" and source.ignored == {"files without an image extension": 1}
+    assert archives.without_suffix(tmp_path / "faces.LISTING") == str(tmp_path / "faces")
+    (tmp_path / "faces.rar").touch()
+    with pytest.raises(UserError, match=r"is no folder and no \.zip, \.tar, \.tar\.gz, \.tgz or \.listing archive;"):
+        archives.open_store(tmp_path / "faces.rar", "data.path")
+
+
 def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
     data, scandir = make(tmp_path, IMAGES), os.scandir
 

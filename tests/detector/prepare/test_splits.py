@@ -12,7 +12,9 @@ import detector
 from detector.data.split_names import split_name
 from detector.errors import UserError
 from detector.params import DataParams, load_params
-from detector.prepare.splits import Manifest, catalog, clean_path, parse_manifest, split_groups
+from detector.prepare.manifest import Manifest, parse_manifest
+from detector.prepare.names import clean_path
+from detector.prepare.splits import catalog, split_groups
 
 DEFAULTS = load_params(Path(detector.__file__).parent.parent / "params.yaml").data
 SHARES = {"test": 0.15, "validation": 0.12}

@@ -14,6 +14,8 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from detector.augment import corruption
+from detector.augment.corruption import Corruption
 from detector.data.masks import read_mask
 from detector.errors import UserError
 from detector.params import SampleParams, load_params
@@ -149,6 +151,42 @@ def test_the_default_sample_is_what_it_has_always_been():
         digest.update(p.path.encode() + p.jpeg + p.group.encode() + p.method.encode() + (p.mask or b""))
     assert digest.hexdigest() == "3259d25f0525068b37573a58f22583d0377aeeed135d9b598da79648dd6d1466"
     assert load_params().data.sample.kinds == ["swap"]
+
+
+@pytest.fixture(scope="module")
+def perturbed():
+    """The bytes of 24 images of the perturbed test split: enough that a corruption more or less would show."""
+    return [p.jpeg for p in draw_sample({"Test": 24}, SIZE, seed=5) if split(p) == "Test_Perturbed"]
+
+
+@pytest.mark.parametrize("family", ["blur", "of its own"])
+def test_another_corruption_changes_nothing_in_the_perturbed_split(perturbed, monkeypatch, family):
+    def forget():
+        for function in vars(corruption).values():
+            getattr(function, "cache_clear", lambda: None)()
+
+    for corruption_set in ("generic", "matched", "another"):
+        added = Corruption(f"invert_{corruption_set}", family, corruption_set, lambda image, strength, rng: 255 - image)
+        monkeypatch.setitem(corruption.CORRUPTIONS, added.name, added)
+    forget()
+    assert [p.jpeg for p in draw_sample({"Test": 24}, SIZE, seed=5) if split(p) == "Test_Perturbed"] == perturbed
+    monkeypatch.undo()
+    forget()
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other processors round otherwise")
+def test_the_perturbed_split_is_what_it_has_always_been(perturbed):
+    assert (
+        hashlib.sha256(b"".join(perturbed)).hexdigest()
+        == "16dccf3aefabee3874559d9645c2ad0448ee93126623acba4c34d29ce83c88ec"
+    )
+
+
+def test_the_perturbations_are_one_corruption_each_of_the_family_they_stand_in():
+    families = [{corruption.CORRUPTIONS[name].family for name in names} for names in sample.PERTURBATIONS]
+    assert all(len(family) == 1 for family in families) and len(set.union(*families)) == len(families)
+    names = sum(sample.PERTURBATIONS, ())
+    assert len(set(names)) == len(names)
 
 
 def witness(monkeypatch, kind, check):

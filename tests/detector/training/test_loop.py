@@ -12,9 +12,14 @@ from hypothesis import strategies as st
 from detector.errors import UserError
 from detector.models.backend import keras, make_deterministic
 from detector.params import ProgressiveParams, load_params
+from detector.training.augmenter import Augmenter
 from detector.training.checkpoint import Checkpoint, fingerprint
-from detector.training.loop import Split, best_epoch, epochs_since_best, example, phase, sample_weights, train
+from detector.training.loop import train
 from detector.training.optimizer import plateau_learning_rate
+from detector.training.phases import phase
+from detector.training.sampling import sample_weights
+from detector.training.selection import best_epoch, epochs_since_best
+from detector.training.split import Split
 
 SIZE = 16
 
@@ -554,7 +559,7 @@ def with_blends(rate: float, donor: float = 0.0):
 @pytest.mark.parametrize("donor", [0.0, 1.0])
 def test_self_blends_stand_in_for_fakes_and_are_made_of_real_images_of_their_source(donor):
     training = from_two(48)
-    drawn = {index: example(training, with_blends(1.0, donor), SIZE) for index in (0, 1, 8, 9)}
+    drawn = {index: Augmenter(training).draws(with_blends(1.0, donor), SIZE) for index in (0, 1, 8, 9)}
     for index, draw in drawn.items():
         image = draw(index, np.random.default_rng(index))
         stored = training.reader.image(index)
@@ -571,7 +576,7 @@ def test_a_self_blend_is_made_of_the_source_of_the_fake_it_stands_for():
 
     reader = OneColourASource(48)
     training = dataclasses.replace(from_two(48), reader=reader)
-    draw = example(training, with_blends(1.0, donor=0.5), SIZE)
+    draw = Augmenter(training).draws(with_blends(1.0, donor=0.5), SIZE)
     for index in np.flatnonzero(training.labels):
         brightness = draw(index, np.random.default_rng(index)).mean()
         assert (brightness < 110) == (training.sources[index] == "b")
@@ -580,20 +585,21 @@ def test_a_self_blend_is_made_of_the_source_of_the_fake_it_stands_for():
 def test_the_only_real_image_of_its_source_has_a_donor_elsewhere_and_the_only_one_of_all_has_none():
     training = split(6)
     only = dataclasses.replace(training, labels=np.array([0, 1, 1, 1, 1, 1]))
-    draw = example(only, with_blends(1.0, donor=1.0), SIZE)
+    draw = Augmenter(only).draws(with_blends(1.0, donor=1.0), SIZE)
     assert draw(1, np.random.default_rng(0)).shape == (SIZE, SIZE, 3)
     sources = np.array(["a", "a", "b", "b", "b", "b"], object)
     drawn = []
     reader = Drawn(6)
     reader.image = lambda index: drawn.append(index) or Drawn.image(reader, index)
-    draw = example(Split(reader, np.array([0, 1, 0, 1, 0, 1]), sources, sources), with_blends(1.0, donor=1.0), SIZE)
+    several = Split(reader, np.array([0, 1, 0, 1, 0, 1]), sources, sources)
+    draw = Augmenter(several).draws(with_blends(1.0, donor=1.0), SIZE)
     draw(1, np.random.default_rng(0))
     assert drawn[0] == 0 and drawn[1] in (2, 4)
 
 
 def test_a_donor_is_another_face():
     training = from_two(48)
-    own, other = (example(training, with_blends(1.0, donor), SIZE) for donor in (0.0, 1.0))
+    own, other = (Augmenter(training).draws(with_blends(1.0, donor), SIZE) for donor in (0.0, 1.0))
     draws = [(own(i, np.random.default_rng(i)), other(i, np.random.default_rng(i))) for i in (1, 3, 5, 7)]
     assert any((a != b).any() for a, b in draws)
 
@@ -610,7 +616,7 @@ def test_no_dropout_is_a_dropout_of_nothing(tmp_path):
 
 def test_the_rate_is_the_share_of_fakes_that_are_self_blended():
     training = split(400)
-    draw = example(training, with_blends(0.25), SIZE)
+    draw = Augmenter(training).draws(with_blends(0.25), SIZE)
     fakes = np.flatnonzero(training.labels)
     blended = [draw(i, np.random.default_rng(i)).mean() < 110 for i in fakes]
     assert 0.15 < np.mean(blended) < 0.35
