@@ -219,7 +219,11 @@ def test_a_killed_training_goes_on_in_the_same_run(trained, again):
     assert "going on after epoch 1 of 2" in again.second.resumed
     assert "epoch 1/2" not in again.second.resumed and "epoch 2/2" in again.second.resumed
     assert again.second.checkpoints == []
-    (run,) = again.second.runs
+    # The evaluation with the true labels is a child: it has other data than the first, which had the swapped ones.
+    (run,) = (run for run in again.second.runs if "mlflow.parentRunId" not in run.data.tags)
+    assert [other.data.tags.get("mlflow.parentRunId") for other in again.second.runs if other is not run] == [
+        run.info.run_id
+    ]
     assert run.info.status == "FINISHED"
     client = mlflow.MlflowClient(f"sqlite:///{trained.folder / 'mlruns' / 'mlflow.db'}")
     assert [m.step for m in client.get_metric_history(run.info.run_id, "val_loss")] == [1, 2]
