@@ -261,8 +261,8 @@ def test_another_threshold_becomes_a_child_run(trained):
     trained.set_params({"evaluate": {"threshold": 0.25}})
     trained.stage("evaluate")
     trained.stage("evaluate")
-    trained.set_params({})
     trained.run("dvc", "checkout", "--force")
+    trained.run("git", "checkout", "-q", ".")
     new = [run for run in trained.runs() if run.data.tags.get("mlflow.parentRunId") == trained_by.info.run_id]
     assert len(trained.runs()) == before + 1
     assert [run.data.params["evaluate.threshold"] for run in new] == ["0.25"]
@@ -272,6 +272,7 @@ def test_another_threshold_becomes_a_child_run(trained):
 def test_queued_experiments_are_runs_in_the_one_store(trained):
     before = {run.info.run_id for run in trained.runs()}
     trained.run("dvc", "repro", "-f", "-s", "plot")
+    trained.set_params({})
     trained.run("dvc", "exp", "run", "--queue", "-S", "train.learning_rate=0.002,0.004", "-S", "train.epochs=1")
     trained.run("dvc", "queue", "start", "-j", "2")
     deadline = time.time() + PATIENCE
