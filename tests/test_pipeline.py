@@ -220,7 +220,11 @@ def test_a_killed_training_goes_on_in_the_same_run(trained, again):
     assert "going on after epoch 1 of 2" in again.second.resumed
     assert "epoch 1/2" not in again.second.resumed and "epoch 2/2" in again.second.resumed
     assert again.second.checkpoints == []
-    (run,) = again.second.runs
+    # The evaluation with the true labels is a child: it has other data than the first, which had the swapped ones.
+    (run,) = (run for run in again.second.runs if "mlflow.parentRunId" not in run.data.tags)
+    assert [other.data.tags.get("mlflow.parentRunId") for other in again.second.runs if other is not run] == [
+        run.info.run_id
+    ]
     assert run.info.status == "FINISHED"
     client = mlflow.MlflowClient(f"sqlite:///{trained.folder / 'mlruns' / 'mlflow.db'}")
     assert [m.step for m in client.get_metric_history(run.info.run_id, "val_loss")] == [1, 2]
@@ -258,8 +262,8 @@ def test_another_threshold_becomes_a_child_run(trained):
     trained.set_params({"evaluate": {"threshold": 0.25}})
     trained.stage("evaluate")
     trained.stage("evaluate")
-    trained.set_params({})
     trained.run("dvc", "checkout", "--force")
+    trained.run("git", "checkout", "-q", ".")
     new = [run for run in trained.runs() if run.data.tags.get("mlflow.parentRunId") == trained_by.info.run_id]
     assert len(trained.runs()) == before + 1
     assert [run.data.params["evaluate.threshold"] for run in new] == ["0.25"]
@@ -269,6 +273,7 @@ def test_another_threshold_becomes_a_child_run(trained):
 def test_queued_experiments_are_runs_in_the_one_store(trained):
     before = {run.info.run_id for run in trained.runs()}
     trained.run("dvc", "repro", "-f", "-s", "plot")
+    trained.set_params({})
     trained.run("dvc", "exp", "run", "--queue", "-S", "train.learning_rate=0.002,0.004", "-S", "train.epochs=1")
     trained.run("dvc", "queue", "start", "-j", "2")
     deadline = time.time() + PATIENCE
