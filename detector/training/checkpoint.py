@@ -65,7 +65,7 @@ class Checkpoint:
     @classmethod
     @contextlib.contextmanager
     def open(cls, folder: Path) -> Iterator["Checkpoint"]:
-        """The checkpoint in `folder`, used by one process at a time; deleted when the block ends without an exception."""
+        """The checkpoint in `folder`, used by one process at a time; deleted if the block ends without an exception."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             folder.mkdir(exist_ok=True)

@@ -205,7 +205,7 @@ def test_a_sha256_is_known_by_its_length(root, server, monkeypatch):
     publish(monkeypatch, hashlib.sha256(CONTENT).hexdigest())
     assert find_weights("imagenet", "xception").path.read_bytes() == CONTENT
     publish(monkeypatch, "0" * 64)
-    with pytest.raises(UserError, match=rf"not the published file\).*published_notop\.h5, SHA256 {'0' * 64}, into"):
+    with pytest.raises(UserError, match=rf"not the published one\).*published_notop\.h5, SHA256 {'0' * 64}, into"):
         find_weights("imagenet", "xception")
 
 

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from detector.data.shards import ShardReader, read_manifest
 from detector.errors import UserError
 from detector.images import resize
-from detector.training.sampling import epoch_order, paired_order, training_batches
+from detector.params import load_params
+from detector.training.sampling import Sampler, epoch_order, paired_order, training_batches
+from detector.training.split import Split
 
 SIZE = 8
 
@@ -216,3 +218,42 @@ def test_mixing_is_the_same_with_any_number_of_threads(monkeypatch):
         monkeypatch.setattr(os, "cpu_count", lambda count=count: count)
         epochs.append(np.concatenate([batch[0] for batch in pairs_of([True] * 4, 0.5)]))
     np.testing.assert_array_equal(*epochs)
+
+
+# ---- the sampler -------------------------------------------------------------------------------------------------
+
+
+def sampler_of(n: int = 12, **changes) -> Sampler:
+    labels = np.arange(n) % 2
+    training = Split(None, labels, np.full(n, "", object), (np.arange(n) // 2).astype(str))
+    params = load_params().train.model_copy(update={"batch_size": 4, "class_weights": "none", **changes})
+    return Sampler(training, 2, None, params, seed=3)
+
+
+def numbered(index: int, _: np.random.Generator) -> np.ndarray:
+    return np.full((2, 2, 3), index, np.uint8)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_the_images_of_an_epoch_come_once_more_in_whole_batches(paired):
+    sampler = sampler_of(paired_batches=paired)
+    assert (sampler.batch_size, sampler.steps) == (4, 3)
+    epoch = np.concatenate([batch[0] for batch in sampler.batches(numbered, 2)])
+    again = list(sampler.images(numbered, 2, 10))
+    assert [len(images) for images in again] == [4, 4]
+    np.testing.assert_array_equal(np.concatenate(again), epoch[:8])
+    assert [len(images) for images in sampler.images(numbered, 2, 1)] == [4]
+    assert list(sampler.images(numbered, 2, 0)) == []
+
+
+def test_a_sampler_puts_pairs_into_one_batch_if_it_is_asked_to():
+    def pairs(sampler: Sampler) -> list[bool]:
+        numbers = [batch[0][:, 0, 0, 0] for batch in sampler.batches(numbered, 1)]
+        return [set(batch // 2) == set(batch[::2] // 2) for batch in numbers]
+
+    assert all(pairs(sampler_of(paired_batches=True)))
+    assert not all(pairs(sampler_of()))
+
+
+def test_a_sampler_has_no_more_images_in_a_batch_than_there_are():
+    assert sampler_of(6, batch_size=64).batch_size == 6
