@@ -394,16 +394,17 @@ def classification_report(
 def _overall_figures(foot: Axes, overall: Mapping, intervals: Mapping) -> None:
     foot.set_axis_off()
     shown = [key for key in OVERALL if key in overall]
+    scale = min(1, 7 / max(len(shown), 1))  # of the type, so that more than seven do not touch
     foot.set(xlim=(0, max(len(shown), 5)), ylim=(0, 1))
     for i, key in enumerate(shown):
         form, interval = form_of(key), intervals.get(key)
         words = form(overall[key], undefined=DASH)
-        foot.text(i + 0.5, 0.72, words, ha="center", va="center", size=15, weight="bold")
+        foot.text(i + 0.5, 0.72, words, ha="center", va="center", size=15 * scale, weight="bold")
         heading = textwrap.fill(METRICS[key].heading, 13)
-        foot.text(i + 0.5, 0.5, heading, ha="center", va="top", size=9, color=MUTED, linespacing=1.1)
+        foot.text(i + 0.5, 0.5, heading, ha="center", va="top", size=9 * scale, color=MUTED, linespacing=1.1)
         if interval:
             ends = between(interval["low"], interval["high"], form).removesuffix(" %")
-            foot.text(i + 0.5, 0.02, ends, ha="center", va="bottom", size=9, color=MUTED)
+            foot.text(i + 0.5, 0.02, ends, ha="center", va="bottom", size=9 * scale, color=MUTED)
     if any(intervals.get(key) for key in shown):
         foot.text(0, -0.16, "Last line: 95 % interval", size=9, color=MUTED, va="top")
 
