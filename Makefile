@@ -21,7 +21,7 @@ recipe: $(VENV)/.installed  ## run the pipeline with a named set of parameters: 
 test: $(VENV)/.installed-dev  ## install what is needed, then run all tests
 	$(PYTEST)
 
-check: lint  ## what to run before a commit: style, types and the fast tests, in about 2 minutes
+check: lint  ## run what belongs before a commit: style, types and the fast tests
 	$(PYTEST) -m 'not slow and not e2e'
 
 lint: $(VENV)/.installed-dev  ## check style, formatting and types of the code
