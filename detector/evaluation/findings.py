@@ -13,6 +13,7 @@ from detector.data.split_names import POOLED
 from detector.evaluation import curves
 from detector.evaluation.calibration import Calibration
 from detector.metrics import EPSILON, METRICS
+from detector.params import CORRUPTION_SETS
 
 COUNTED = {metric.name: metric.share_of for metric in METRICS.values() if metric.share_of}  # -> key of the number
 RARE = 0.01  # share of fakes at which `precision_if_rare` is given
@@ -161,7 +162,7 @@ def curve_table(predictions: pd.DataFrame, ladder: pd.DataFrame, threshold: floa
     The curves, by their name in the column curve:
         precision_recall: x recall, y precision. risk_coverage: x share of the images called, y share of them wrong.
         roc_band, precision_recall_band: low and high of y at x, from `n` resamples of the groups.
-        stress_generic, stress_matched: x severity, 0 to 5, y mean AUC over the corruptions; of the set under stress.
+        stress_<corruption set>: x severity, 0 to 5, y mean AUC over its corruptions; of the test set under stress.
     """
     tables = []
 
@@ -177,7 +178,7 @@ def curve_table(predictions: pd.DataFrame, ladder: pd.DataFrame, threshold: floa
                 add(name, curve, x=band["grid"], low=band["low"], high=band["high"])
         risk = curves.risk_coverage(labels, p_fake, threshold)
         add(name, "risk_coverage", x=risk["coverage"], y=risk["risk"])
-    for corruption_set in ("generic", "matched") if len(ladder) else ():
+    for corruption_set in (name for name in CORRUPTION_SETS if (ladder["corruption_set"] == name).any()):
         own = ladder[(ladder["corruption_set"] == corruption_set) | (ladder["severity"] == 0)]
         means = own.groupby("severity")["auc"].mean()
         add("test", f"stress_{corruption_set}", x=means.index, y=means.to_numpy())

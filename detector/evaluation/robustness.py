@@ -94,10 +94,10 @@ def stress_ladder(test: pd.DataFrame, output: Output, calibration: Calibration, 
 def stress_summary(ladder: pd.DataFrame) -> dict[str, object]:
     """The ladder in a few numbers: images, and mean AUC and accuracy, undamaged and over each corruption set."""
     known_sets = {corruption.corruption_set for corruption in CORRUPTIONS.values()}
-    corruption_sets = {"undamaged": "", **{name: name for name in CORRUPTION_SETS if name in known_sets}}
+    corruption_sets: dict[str, str] = {name: name for name in CORRUPTION_SETS if name in known_sets}
     means = {
         name: ladder.loc[ladder["corruption_set"] == corruption_set, ["auc", "accuracy"]].mean()
-        for name, corruption_set in corruption_sets.items()
+        for name, corruption_set in {"undamaged": "", **corruption_sets}.items()
     }
     known = {name: mean.astype(object).where(mean.notna(), None).to_dict() for name, mean in means.items()}
     return {"images": int(ladder["n"].iloc[0]), **known}

@@ -673,32 +673,34 @@ def robustness_ladder(
     """AUC under every corruption and severity, in a table for each corruption set, and the mean of each as a curve.
 
     Args:
-        rows: of metrics/stress.csv: name, family, corruption_set ("generic" or "matched"), severity (0 is without a
-            corruption, then 1 to 5), auc and mean_auc, that of the corruption over its severities (0..1 or None).
-        means: "undamaged", "generic" and "matched" -> auc, their means over everything.
-        curves: "generic" and "matched" -> x severity, y mean AUC.
+        rows: of metrics/stress.csv: name, family, corruption_set, severity (0 is without a corruption, then 1 to 5),
+            auc and mean_auc, that of the corruption over its severities (0..1 or None).
+        means: "undamaged" and each corruption set -> auc, their means over everything.
+        curves: the corruption sets that rows holds, two or three -> x severity, y mean AUC.
     """
-    corruption_sets = {name: _ladder(rows, name) for name in ("generic", "matched")}
+    corruption_sets = {name: _ladder(rows, name) for name in curves}
     averages = [f"{name} {decimal(means[name]['auc'], undefined=DASH)}" for name in corruption_sets]
     words = f"AUC: {decimal(means['undamaged']['auc'], undefined=DASH)} without a corruption, "
     words += f"mean under corruptions {', '.join(averages)}. Dark is guessing."
     lines = [len(table) + 1 for table in corruption_sets.values()]
-    heights = [max(lines[1] - lines[0] - 3, 10), lines[0]]
+    right = sum(lines[1:]) + 3 * (len(lines) - 2)
+    heights = [max(right - lines[0] - 3, 10), lines[0]]
     figure = _page(title, words, 0.27 * sum(heights) + 1.7)
     grid = figure.add_gridspec(2, 2, height_ratios=heights)
-    chart, *tables = (figure.add_subplot(spot) for spot in (grid[0, 0], grid[1, 0], grid[:, 1]))
+    beside = grid[:, 1].subgridspec(len(lines) - 1, 1, height_ratios=lines[1:])
+    chart, *tables = (figure.add_subplot(spot) for spot in (grid[0, 0], grid[1, 0], *beside))
 
-    looks = (TRAIN, "-", "o"), (VALIDATION, "--", "s")
+    looks = (TRAIN, "-", "o"), (VALIDATION, "--", "s"), (INK, ":", "^")
     lowest = 0.5
-    for ax, (name, table), (colour, dashes, marker) in zip(tables, corruption_sets.items(), looks, strict=True):
-        curve = curves.get(name, {"x": [], "y": []})
+    for ax, (name, table), (colour, dashes, marker) in zip(tables, corruption_sets.items(), looks, strict=False):
+        curve = curves[name]
         chart.plot(curve["x"], curve["y"], color=colour, linestyle=dashes, marker=marker, label=name)
         lowest = np.nanmin(np.asarray(curve["y"], float), initial=lowest)
         ax.set_title(f"{name.title()} corruptions", size=11.5, weight="bold")
         _ladder_table(ax, table, [*_at_severities(curve), finite(means[name]["auc"])])
     chart.set(xlabel="Severity (0: no corruption)", ylabel="Mean AUC")
     chart.set(xticks=range(6), xlim=(-0.25, 5.25), ylim=(lowest - 0.02, 1.01))
-    chart.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, borderaxespad=0.2)
+    chart.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=3, borderaxespad=0.2)
     return figure
 
 

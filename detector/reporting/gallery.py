@@ -14,6 +14,7 @@ from detector.data.split_names import POOLED
 from detector.evaluation.calibration import Calibration
 from detector.images import decode
 from detector.models.grad_cam import at_size, overlay
+from detector.params import CORRUPTION_SETS
 from detector.reporting import figures
 
 SHEET_COLUMNS = 8
@@ -57,7 +58,7 @@ def evaluation(
         yield from _of_set(name, sets[name], of_set, lines["risk_coverage"][name], (low, high) if low < high else None)
     if len(ladder):
         (name,) = (name for name, found in sets.items() if "stress" in found)
-        means = {kind: lines[f"stress_{kind}"][name] for kind in ("generic", "matched")}
+        means = {kind: lines[f"stress_{kind}"][name] for kind in CORRUPTION_SETS if f"stress_{kind}" in lines}
         yield "robustness_ladder", figures.robustness_ladder(ladder, sets[name]["stress"], means)
 
 

@@ -70,8 +70,13 @@ def log_model(run_id: str, model_file: Path, calibration_file: Path) -> None:
     """
     client, experiment = connect()
     types = mlflow.types
-    outputs = [types.ColSpec("double", "p_fake"), types.ColSpec("string", "label"), types.ColSpec("string", "verdict")]
-    signature = mlflow.models.ModelSignature(types.Schema([types.ColSpec("binary", "image")]), types.Schema(outputs))
+    inputs: list = [types.ColSpec("binary", "image")]
+    outputs: list = [
+        types.ColSpec("double", "p_fake"),
+        types.ColSpec("string", "label"),
+        types.ColSpec("string", "verdict"),
+    ]
+    signature = mlflow.models.ModelSignature(types.Schema(inputs), types.Schema(outputs))
     package = Path(__file__).resolve().parents[1]
     content = _content_digest(calibration_file, package)
     newest = _logged_model(client, experiment, run_id)
