@@ -30,7 +30,7 @@ Make a version the champion, if it is better than the champion on the same test 
 
 REFERENCE is a version (models:/deepfake-detector/3) or an MLflow run (its name, its id or the beginning of its id);
 without one, the model of the last `dvc repro` is meant. It is better if the 95 % interval of the difference, from
-resampling the sources of the images, lies on the right side of 0; it must not call significantly more real images
+resampling groups of the images, lies on the right side of 0; it must not call significantly more real images
 fake. The verdict is recorded on the version. The first champion is promoted without a comparison.
 
 Exit code: 0 it is the champion, 1 it is not better, 2 the two cannot be compared.
