@@ -113,7 +113,7 @@ def accuracy_curve(history: Iterable[Mapping], best: Mapping | None = None) -> F
     Args:
         history: rows, or a pandas DataFrame, of epoch (from 1), loss, accuracy, val_loss, val_accuracy,
             val_auc and learning_rate. What is missing, None or not finite is left out of the lines.
-        best: the row of the epoch that was kept, the one with the lowest val_loss; None where there is none.
+        best: the row of the epoch that was kept, as train.monitor chose it; None where there is none.
     """
     run = _columns(history)
     figure = _page("Accuracy while training", _best_in_words(best, "val_accuracy"), 4.2)
@@ -269,9 +269,7 @@ def _best_in_words(best: Mapping | None, first: str) -> str:
         "val_auc": f"AUC {decimal(best.get('val_auc'))}",
     }
     order = sorted((name for name in words if best.get(name) is not None), key=lambda name: name != first)
-    return f"Best epoch {best['epoch']:g} (lowest validation loss): on validation " + ", ".join(
-        words[name] for name in order
-    )
+    return f"Best epoch {best['epoch']:g}: on validation " + ", ".join(words[name] for name in order)
 
 
 def _train_and_validation(ax: Axes, run: dict[str, np.ndarray], name: str, best: Mapping | None) -> None:
@@ -676,9 +674,9 @@ def robustness_ladder(
         rows: of metrics/stress.csv: name, family, corruption_set, severity (0 is without a corruption, then 1 to 5),
             auc and mean_auc, that of the corruption over its severities (0..1 or None).
         means: "undamaged" and each corruption set -> auc, their means over everything.
-        curves: the corruption sets that rows holds, two or three -> x severity, y mean AUC.
+        curves: each corruption set that rows holds -> x severity, y mean AUC.
     """
-    corruption_sets = {name: _ladder(rows, name) for name in curves}
+    corruption_sets = {name: _ladder(rows, name) for name in dict.fromkeys(("generic", "matched", *curves))}
     averages = [f"{name} {decimal(means[name]['auc'], undefined=DASH)}" for name in corruption_sets]
     words = f"AUC: {decimal(means['undamaged']['auc'], undefined=DASH)} without a corruption, "
     words += f"mean under corruptions {', '.join(averages)}. Dark is guessing."
@@ -693,7 +691,7 @@ def robustness_ladder(
     looks = (TRAIN, "-", "o"), (VALIDATION, "--", "s"), (INK, ":", "^")
     lowest = 0.5
     for ax, (name, table), (colour, dashes, marker) in zip(tables, corruption_sets.items(), looks, strict=False):
-        curve = curves[name]
+        curve = curves.get(name, {"x": [], "y": []})
         chart.plot(curve["x"], curve["y"], color=colour, linestyle=dashes, marker=marker, label=name)
         lowest = np.nanmin(np.asarray(curve["y"], float), initial=lowest)
         ax.set_title(f"{name.title()} corruptions", size=11.5, weight="bold")

@@ -185,8 +185,8 @@ def test_pooling_takes_whole_blocks(name, reduced, monkeypatch):
 
 def test_unknown_names_sets_and_strengths_are_refused_in_one_line():
     rng = np.random.default_rng(0)
-    with pytest.raises(UserError, match=r"'sepia'.*jpeg.*rain"):
-        corrupt(PORTRAIT, "sepia", 0.5, rng)
+    with pytest.raises(UserError, match=r"'no_such_thing'.*jpeg.*rain"):
+        corrupt(PORTRAIT, "no_such_thing", 0.5, rng)
     with pytest.raises(UserError, match="between 0 and 1"):
         corrupt(PORTRAIT, "jpeg", 1.5, rng)
     with pytest.raises(UserError, match="between 0 and 1"):
@@ -205,6 +205,8 @@ def test_an_empty_set_is_refused_in_one_line(monkeypatch):
 
 
 def test_a_corruption_added_to_the_set_other_changes_no_draw_of_the_existing_sets(monkeypatch, defaults):
+    named = {name: one for name, one in CORRUPTIONS.items() if one.corruption_set != "other"}
+    monkeypatch.setattr(corruption, "CORRUPTIONS", named)
     image = PORTRAIT[:32, :32]
     sets = (("generic",), ("matched",), ("generic", "matched"))
     params = defaults.augment.model_copy(
@@ -220,7 +222,7 @@ def test_a_corruption_added_to_the_set_other_changes_no_draw_of_the_existing_set
 
     before = draws()
     negative = corruption.Corruption("negative", "colour", "other", lambda image, strength, rng: 255 - image)
-    monkeypatch.setattr(corruption, "CORRUPTIONS", {"negative": negative, **CORRUPTIONS})
+    monkeypatch.setattr(corruption, "CORRUPTIONS", {"negative": negative, **named})
     assert draws() == before
     np.testing.assert_array_equal(perturb(image, np.random.default_rng(0), ("other",), (1, 1)), 255 - image)
     only_other = defaults.augment.corruption.model_copy(update={"other": 1.0})

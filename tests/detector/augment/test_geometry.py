@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from keras.src.legacy.preprocessing.image import apply_affine_transform
 
 from detector.augment.geometry import affine_matrix, augment
-from detector.params import AugmentParams
+from detector.params import AugmentParams, load_params
 
-NOTHING = {
+NOTHING = load_params().augment.model_dump() | {
     "rotation": 0,
     "width_shift": 0,
     "height_shift": 0,
@@ -18,9 +18,6 @@ NOTHING = {
     "zoom": 0,
     "horizontal_flip": False,
     "brightness": [1, 1],
-    "corruption": {"generic": 0, "matched": 0, "other": 0, "strength": [0, 1]},
-    "self_blend": {"rate": 0, "donor": 0, "start_epoch": 1},
-    "cutout": 0,
 }
 
 

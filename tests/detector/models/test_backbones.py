@@ -137,7 +137,7 @@ def test_keras_exports_it(name, tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in BACKBONES if name not in ("xception", *A_FAMILY_EACH)])
 def test_the_digest_is_the_one_that_keras_names_for_this_variant(name):
-    family, variant = name.split("_")
+    family, _, variant = name.partition("_")
     module, key = {
         "efficientnet": (applications.efficientnet, variant),
         "efficientnetv2": (applications.efficientnet_v2, "-s" if variant == "s" else variant),
