@@ -103,7 +103,7 @@ def test_to_stop_early_ends_the_work(threads, end):
     finished = len(done)
     assert finished <= 3 + threads + 2
     time.sleep(0.02)
-    assert len(done) == finished and threading.active_count() == before
+    assert len(done) == finished and threading.active_count() <= before  # another test's threads may end meanwhile
 
 
 def test_work_that_waits_for_a_thread_is_not_begun_after_a_stop(threads):
